@@ -1,0 +1,40 @@
+// Text for messages: nothing that came from a file is printed as it is, and a mistyped name gets the nearest known one.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace linnet {
+
+// One character of UTF-8 text: its code point and its length in bytes. Bytes that are no UTF-8 come one by one, each
+// with `valid` false.
+struct Char {
+  uint32_t code;
+  size_t length;
+  bool valid;
+};
+Char decode(std::string_view text, size_t at);
+
+// Characters, not bytes.
+size_t count_chars(std::string_view text);
+
+bool is_control(uint32_t code);
+
+// `text` without what could move the cursor, hide or turn text around, or is no UTF-8 (each becomes \x1b or \u202e),
+// cut after about `limit` bytes.
+std::string escaped(std::string_view text, size_t limit = 200);
+
+// The known name nearest to what was typed: at most 2 edits and at most a third of its length away. Empty: none is.
+std::string nearest(std::string_view typed, const std::vector<std::string>& known);
+
+// Byte offset of a line and a column in characters, both counted from 1.
+size_t offset_of(std::string_view text, size_t line, size_t column);
+
+// A line of a file, escaped, and below it carets under `width` characters from `column` on. `label` is its number.
+//      7 | momentun = 0.9
+//        | ^^^^^^^^
+std::string excerpt(std::string_view label, std::string_view line, size_t column, size_t width);
+
+}  // namespace linnet

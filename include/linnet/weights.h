@@ -1,0 +1,26 @@
+// A model's parameters and buffers as a safetensors file, with the names and layouts of PyTorch's modules: convolution
+// weights are [out, in, kernel_h, kernel_w] in the file.
+#pragma once
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "linnet/param.h"
+#include "linnet/safetensors.h"
+
+namespace linnet {
+
+// All parameters and buffers of a sealed store, F32.
+SafeTensors get_weights(Backend&, ParamStore&);
+
+// Every tensor of the model must be there in F32, with its shape and finite numbers (no running_var below 0), and none
+// may be left over: otherwise one Error(Exit::checkpoint) lists all that differs, and the model is unchanged.
+// num_batches_tracked (PyTorch's counter) is ignored. `origin` is what messages call the source.
+void set_weights(Backend&, ParamStore&, const SafeTensors&, const std::string& origin);
+
+// As a file; errors are those of write_safetensors, read_safetensors and set_weights.
+void save_weights(const std::filesystem::path&, Backend&, ParamStore&,
+                  const std::map<std::string, std::string>& metadata);
+void load_weights(const std::filesystem::path&, Backend&, ParamStore&);
+
+}  // namespace linnet

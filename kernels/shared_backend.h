@@ -1,0 +1,192 @@
+// Every operation that is not a vendor library's, launched in one line for both backends. Compiled twice: by g++ with
+// CpuExec, by nvcc with CudaExec.
+#pragma once
+#include "augment.h"
+#include "linnet/backend.h"
+#include "loss.h"
+#include "norm.h"
+#include "window.h"
+
+namespace linnet {
+
+// Calls f with a value of the activation type: float or bf16.
+template <class F>
+void by_type(DType dtype, const F& f) {
+  if (dtype == DType::f32) return f(float{});
+  if (dtype == DType::bf16) return f(bf16{});
+  fail(Exit::failure, "[backend] expected activations of f32 or bf16, got {}", name_of(dtype));
+}
+
+template <class Exec>
+class SharedBackend : public Backend {
+ public:
+  explicit SharedBackend(Exec exec) : exec_(exec) {}
+
+  void unary(const Unary& u, const Tensor& y, const Tensor& x) override {
+    by_type(x.dtype(), [&]<class T>(T) {
+      std::visit([&](auto op) { exec_.for_each(x.numel(), UnaryForward<decltype(op), T>{op, ptr<T>(x), ptr<T>(y)}); }, u);
+    });
+  }
+  void unary_grad(const Unary& u, const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& y) override {
+    by_type(x.dtype(), [&]<class T>(T) {
+      std::visit(
+          [&](auto op) {
+            exec_.for_each(x.numel(),
+                           UnaryBackward<decltype(op), T>{op, ptr<T>(x), ptr<T>(y), ptr<T>(dy), ptr<T>(dx)});
+          },
+          u);
+    });
+  }
+  void add(const Tensor& y, const Tensor& a, const Tensor& b) override {
+    by_type(y.dtype(), [&]<class T>(T) { exec_.for_each(y.numel(), Add<T>{ptr<T>(a), ptr<T>(b), ptr<T>(y)}); });
+  }
+  void scale_by(const Tensor& y, const Tensor& x, const Tensor& factor) override {
+    by_type(y.dtype(), [&]<class T>(T) {
+      exec_.for_each(y.numel(), ScaleBy<T>{ptr<T>(x), ptr<float>(factor), ptr<T>(y)});
+    });
+  }
+  void bias_add(const Tensor& y, const Tensor& x, const Tensor& bias) override {
+    by_type(y.dtype(), [&]<class T>(T) {
+      exec_.for_each_2d(x.dim(0), x.dim(1), BiasAdd<T>{ptr<T>(x), ptr<float>(bias), ptr<T>(y), x.dim(1)});
+    });
+  }
+  void bias_grad(const Tensor& dbias, const Tensor& dy) override {
+    by_type(dy.dtype(), [&]<class T>(T) {
+      exec_.for_each(dy.dim(1), BiasGrad<T>{ptr<T>(dy), ptr<float>(dbias), dy.dim(0), dy.dim(1)}, dy.dim(0));
+    });
+  }
+
+  void max_pool(const Tensor& y, const Tensor& where, const Tensor& x, Window w) override {
+    by_type(x.dtype(), [&]<class T>(T) {
+      exec_.for_each_2d(pixels(y), y.dim(3), MaxPool<T>{shape(x, y, w), ptr<T>(x), ptr<T>(y), ptr<int32_t>(where)},
+                        w.height * w.width);
+    });
+  }
+  void max_pool_grad(const Tensor& dx, const Tensor& dy, const Tensor& where, Window w) override {
+    by_type(dx.dtype(), [&]<class T>(T) {
+      exec_.for_each_2d(pixels(dx), dx.dim(3),
+                        MaxPoolGrad<T>{shape(dx, dy, w), ptr<T>(dy), ptr<int32_t>(where), ptr<T>(dx)}, 4);
+    });
+  }
+  void avg_pool(const Tensor& y, const Tensor& x, Window w) override {
+    by_type(x.dtype(), [&]<class T>(T) {
+      exec_.for_each_2d(pixels(y), y.dim(3), AvgPool<T>{shape(x, y, w), ptr<T>(x), ptr<T>(y)}, w.height * w.width);
+    });
+  }
+  void avg_pool_grad(const Tensor& dx, const Tensor& dy, Window w) override {
+    by_type(dx.dtype(), [&]<class T>(T) {
+      exec_.for_each_2d(pixels(dx), dx.dim(3), AvgPoolGrad<T>{shape(dx, dy, w), ptr<T>(dy), ptr<T>(dx)}, 4);
+    });
+  }
+  void shortcut(const Tensor& y, const Tensor& x, int stride) override {
+    by_type(x.dtype(), [&]<class T>(T) {
+      exec_.for_each_2d(pixels(y), y.dim(3), Shortcut<T>{shortcut_shape(x, y, stride), ptr<T>(x), ptr<T>(y)});
+    });
+  }
+  void shortcut_grad(const Tensor& dx, const Tensor& dy, int stride) override {
+    by_type(dx.dtype(), [&]<class T>(T) {
+      exec_.for_each_2d(pixels(dx), dx.dim(3), ShortcutGrad<T>{shortcut_shape(dx, dy, stride), ptr<T>(dy), ptr<T>(dx)});
+    });
+  }
+  void dropout(const Tensor& y, const Tensor& x, float p, uint32_t layer, const Tensor& step) override {
+    by_type(x.dtype(), [&]<class T>(T) {
+      exec_.for_each(x.numel(), ApplyDropout<T>{ptr<T>(x), ptr<T>(y), params(step), p, layer}, 16);
+    });
+  }
+
+  void group_norm(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor& scale, const Tensor& bias,
+                  int groups, float eps) override {
+    by_type(x.dtype(), [&]<class T>(T) {
+      const GroupShape s = group_shape(x, groups);
+      exec_.for_each(x.dim(0) * groups,
+                     GroupNormForward<T>{s, ptr<T>(x), ptr<float>(scale), ptr<float>(bias), ptr<T>(y),
+                                         ptr<float>(saved), eps},
+                     s.pixels * s.channels / groups);
+    });
+  }
+  void group_norm_grad(const Tensor& dx, const Tensor& dscale, const Tensor& dbias, const Tensor& dy, const Tensor& x,
+                       const Tensor& scale, const Tensor& saved, int groups) override {
+    by_type(x.dtype(), [&]<class T>(T) {
+      const GroupShape s = group_shape(x, groups);
+      exec_.for_each(
+          x.dim(0) * groups,
+          GroupNormGradInput<T>{s, ptr<T>(dy), ptr<T>(x), ptr<float>(scale), ptr<float>(saved), ptr<T>(dx)},
+          s.pixels * s.channels / groups);
+      exec_.for_each(s.channels,
+                     GroupNormGradParams<T>{s, x.dim(0), ptr<T>(dy), ptr<T>(x), ptr<float>(saved), ptr<float>(dscale),
+                                            ptr<float>(dbias)},
+                     x.dim(0) * s.pixels);
+    });
+  }
+
+  void softmax_loss(const Tensor& loss, const Tensor& stats, const Tensor& dlogits, const Tensor& logits,
+                    const Tensor& labels, float smoothing, float scale) override {
+    by_type(logits.dtype(), [&]<class T>(T) {
+      exec_.for_each(logits.dim(0),
+                     SoftmaxLoss<T>{ptr<T>(logits), ptr<int32_t>(labels), ptr<T>(dlogits), ptr<float>(stats),
+                                    logits.dim(1), smoothing, scale},
+                     logits.dim(1) * 8);
+    });
+    exec_.for_each(1, LossOfStats{ptr<float>(stats), ptr<float>(loss), stats.dim(0), scale});
+  }
+  void mse_loss(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target) override {
+    const double n = double(x.numel());
+    by_type(x.dtype(), [&]<class T>(T) {
+      exec_.reduce(x.numel(), SquaredError<T>{ptr<T>(x), ptr<T>(target)}, WriteScaled{ptr<float>(loss), 1 / n});
+      exec_.for_each(x.numel(), SquaredErrorGrad<T>{ptr<T>(x), ptr<T>(target), ptr<T>(dx), float(2 / n)});
+    });
+  }
+  void accumulate(const Tensor& totals, const Tensor& stats) override {
+    exec_.for_each(stats.dim(1),
+                   AccumulateStats{ptr<float>(stats), ptr<double>(totals), stats.dim(0), stats.dim(1)}, stats.dim(0));
+  }
+
+  void make_batch(const Tensor& batch, const Tensor& labels, const Tensor& draws, const BatchSource& source,
+                  const Tensor& step) override {
+    auto* drawn = reinterpret_cast<SampleDraw*>(ptr<int32_t>(draws));
+    exec_.for_each(batch.dim(0),
+                   DrawSamples{ptr<int32_t>(source.order), ptr<int32_t>(source.labels), source.order.numel(), drawn,
+                               ptr<int32_t>(labels), params(step), source.crop_pad, source.flip},
+                   64);
+    by_type(batch.dtype(), [&]<class T>(T) {
+      exec_.for_each_2d(batch.dim(0) * batch.dim(1), batch.dim(2),
+                        CropFlipNormalize<T>{ptr<uint8_t>(source.images), drawn, ptr<float>(source.table),
+                                             ptr<T>(batch), batch.dim(1), batch.dim(2), batch.dim(3)},
+                        batch.dim(3) * 2);
+    });
+  }
+  void clip_scale(const Tensor& step, const Tensor& grad, float max_norm) override {
+    exec_.reduce(grad.numel(), Square{ptr<float>(grad)}, WriteClipScale{params(step), max_norm});
+  }
+  void update(const Rule& rule, const Flat& flat, const Tensor& step) override {
+    std::visit(
+        [&](auto r) {
+          ApplyRule<decltype(r)> f{r, ptr<float>(flat.master), ptr<float>(flat.grad), {}, flat.n_decay, params(step)};
+          for (int k = 0; k < r.kSlots; ++k) f.slot[k] = ptr<float>(flat.slots) + k * flat.n;
+          exec_.for_each(flat.n, f);
+        },
+        rule);
+  }
+
+ protected:
+  template <class T>
+  static T* ptr(const Tensor& t) { return t.data<T>(); }
+  static StepParams* params(const Tensor& step) { return static_cast<StepParams*>(step.raw()); }
+
+  Exec exec_;
+
+ private:
+  static int64_t pixels(const Tensor& t) { return t.dim(0) * t.dim(1) * t.dim(2); }
+  static WindowShape shape(const Tensor& in, const Tensor& out, Window w) {
+    return {in.dim(1), in.dim(2), in.dim(3), out.dim(1), out.dim(2), w.height, w.width, w.stride, w.pad};
+  }
+  static ShortcutShape shortcut_shape(const Tensor& in, const Tensor& out, int stride) {
+    return {in.dim(1),  in.dim(2),  in.dim(3), out.dim(1),
+            out.dim(2), out.dim(3), stride,    (out.dim(3) - in.dim(3)) / 2};
+  }
+  static GroupShape group_shape(const Tensor& x, int groups) {
+    return {x.rank() == 4 ? x.dim(1) * x.dim(2) : 1, x.dim(-1), groups};
+  }
+};
+
+}  // namespace linnet

@@ -1,0 +1,51 @@
+// The baseline CNN: three times (3x3 convolution, batch norm, ReLU, 2x2 max pooling) with 32, 64, 128 channels, then one
+// linear layer on what is left (4x4x128 for 32x32 images).
+#include <optional>
+
+#include "models.h"
+
+namespace linnet {
+
+namespace {
+
+struct ConvNet : Module {
+  ConvNet(const Scope& s, const ModelOptions& o, bool batch_norm) {
+    int64_t in = o.channels;
+    for (int i = 0; i < 3; ++i) {
+      const int64_t out = 32 << i;
+      convs.emplace_back(s / fmt::format("conv{}", i + 1), in, out, 3, Conv{1, 1});
+      if (batch_norm) norms.emplace_back(s / fmt::format("bn{}", i + 1), out);
+      in = out;
+    }
+    dropout.emplace(s, o.dropout);
+    linear.emplace(s / "linear", in * (o.height / 8) * (o.width / 8), o.classes);
+  }
+
+  Tensor forward(Pass& p, const Tensor& x) override {
+    Tensor h = x;
+    for (size_t i = 0; i < convs.size(); ++i) {
+      h = convs[i].forward(p, h);
+      h = norms.empty() ? relu(p, h) : norms[i].relu(p, h);
+      h = max_pool(p, h, {2, 2, 2, 0});
+    }
+    return linear->forward(p, dropout->forward(p, flatten(p, h)));
+  }
+
+  std::vector<Conv2d> convs;
+  std::vector<BatchNorm2d> norms;
+  std::optional<Dropout> dropout;
+  std::optional<Linear> linear;
+};
+
+}  // namespace
+
+std::unique_ptr<Module> convnet(const Scope& s, const ModelOptions& o) {
+  require_image("convnet", o, 8);
+  return std::make_unique<ConvNet>(s, o, true);
+}
+std::unique_ptr<Module> convnet_without_bn(const Scope& s, const ModelOptions& o) {
+  require_image("convnet_nobn", o, 8);
+  return std::make_unique<ConvNet>(s, o, false);
+}
+
+}  // namespace linnet

@@ -1,0 +1,38 @@
+// The table of models. A new one is a file beside this and a line here.
+#include "linnet/registry.h"
+
+#include "models.h"
+
+namespace linnet {
+
+const std::vector<ModelEntry>& models() {
+  static const std::vector<ModelEntry> table = {
+      {"resnet20", "ResNet 6n+2 for small images (He et al. 2016), n = 3", residual_net<3>},
+      {"resnet32", "the same, n = 5", residual_net<5>},
+      {"resnet44", "the same, n = 7", residual_net<7>},
+      {"resnet56", "the same, n = 9", residual_net<9>},
+      {"resnet110", "the same, n = 18", residual_net<18>},
+      {"plain20", "ResNet-20 without its shortcuts", plain_net<3>},
+      {"plain32", "ResNet-32 without its shortcuts", plain_net<5>},
+      {"plain44", "ResNet-44 without its shortcuts", plain_net<7>},
+      {"plain56", "ResNet-56 without its shortcuts", plain_net<9>},
+      {"plain110", "ResNet-110 without its shortcuts", plain_net<18>},
+      {"convnet", "three 3x3 convolutions of 32, 64, 128 channels with batch norm and pooling", convnet},
+      {"convnet_nobn", "the same without batch norm", convnet_without_bn},
+      {"mlp", "one hidden layer of 100 units", mlp},
+      {"linear", "softmax regression on the pixels", linear_model},
+  };
+  return table;
+}
+
+std::unique_ptr<Module> make_model(const std::string& name, ParamStore& store, const ModelOptions& options) {
+  return find_entry(models(), "model", name).make(Scope{store, ""}, options);
+}
+
+void require_image(const char* model, const ModelOptions& o, int smallest) {
+  if (o.height < smallest || o.width < smallest)
+    fail(Exit::usage, "[{}] expected images of at least {}x{} pixels, got {}x{}", model, smallest, smallest, o.height,
+         o.width);
+}
+
+}  // namespace linnet

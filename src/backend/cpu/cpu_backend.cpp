@@ -1,0 +1,93 @@
+// The CPU backend: the shared functors on a thread pool, oneDNN for convolution and matrix products.
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "batch_norm.h"
+#include "convolution.h"
+#include "cpu_info.h"
+#include "kernels/exec_cpu.h"
+#include "kernels/shared_backend.h"
+#include "src/backend/backends.h"
+
+namespace linnet {
+
+namespace {
+
+struct CpuBlock : Block {
+  explicit CpuBlock(size_t size) {
+    // Large blocks lie on 2 MB pages where the kernel grants them: fewer TLB misses, 1 to 6 % of a step (docs/DESIGN.md).
+    constexpr size_t kHuge = size_t(2) << 20;
+    const size_t alignment = size >= kHuge ? kHuge : 64;
+    bytes = (size + alignment - 1) / alignment * alignment;
+    data = std::aligned_alloc(alignment, bytes);
+    if (!data) fail(Exit::device, "out of memory: {} MiB more were asked for; use a smaller batch or model", size >> 20);
+    if (alignment == kHuge) madvise(data, bytes, MADV_HUGEPAGE);  // advice: a refusal costs speed only
+  }
+  ~CpuBlock() override { std::free(data); }
+};
+
+struct CpuReplay : Replay {
+  explicit CpuReplay(std::function<void()> step) : step(std::move(step)) {}
+  void run() override { step(); }
+  std::function<void()> step;
+};
+
+class CpuBackend final : public SharedBackend<CpuExec> {
+ public:
+  explicit CpuBackend(int threads) : SharedBackend({nullptr}), pool_(threads), convolutions_(pool_) { exec_.pool = &pool_; }
+
+  Device device() const override { return Device::cpu; }
+  std::vector<std::pair<std::string, std::string>> info() const override {
+    auto lines = cpu_info();
+    lines.insert(lines.begin() + 1, {"threads", std::to_string(pool_.threads())});
+    return lines;
+  }
+
+  std::shared_ptr<Block> allocate(size_t bytes) override { return std::make_shared<CpuBlock>(bytes); }
+  void upload(const Tensor& dst, const void* host) override { std::memcpy(dst.raw(), host, dst.bytes()); }
+  void download(void* host, const Tensor& src) override { std::memcpy(host, src.raw(), src.bytes()); }
+  void copy(const Tensor& dst, const Tensor& src) override { std::memcpy(dst.raw(), src.raw(), src.bytes()); }
+  void zero(const Tensor& dst) override { std::memset(dst.raw(), 0, dst.bytes()); }
+  void synchronize() override {}
+  std::unique_ptr<Replay> capture(std::function<void()> step) override {
+    return std::make_unique<CpuReplay>(std::move(step));
+  }
+
+  void conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv) override {
+    convolutions_.forward(y, x, w, conv);
+  }
+  void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) override {
+    convolutions_.backward_data(dx, dy, w, conv);
+  }
+  void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv conv) override {
+    convolutions_.backward_weight(dw, dy, x, conv);
+  }
+  void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
+                  Bn bn, bool train) override {
+    batch_norm_forward(pool_, y, saved, x, residual, state, bn, train);
+  }
+  void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
+                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
+                   Bn bn) override {
+    batch_norm_backward(pool_, dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
+  }
+  void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) override {
+    convolutions_.matmul(c, a, ta, b, tb);
+  }
+
+ private:
+  ThreadPool pool_;
+  Convolutions convolutions_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(int threads) {
+  require_cpu();
+  return std::make_unique<CpuBackend>(threads);
+}
+
+}  // namespace linnet

@@ -1,0 +1,364 @@
+// Winograd convolution F(4x4, 3x3), after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015),
+// https://arxiv.org/abs/1509.09308. Compiled once per instruction set, by winograd_avx2.cpp and winograd_avx512.cpp.
+//
+// The idea. A 4x4 tile of the output of a 3x3 convolution depends on a 6x6 patch of the input. Computed directly it
+// costs 4*4*3*3 = 144 multiplications per pair of channels. In one dimension: four outputs y of a filter g over six
+// inputs d,
+//     y[i] = d[i] g[0] + d[i+1] g[1] + d[i+2] g[2],   i = 0..3,
+// can be had with six multiplications in place of twelve (Winograd 1980):
+//     y = A^T [ (G g) . (B^T d) ]              "." is the product of elements; A^T is 4x6, G 6x3, B^T 6x6.
+// Why it holds: multiplying two polynomials whose product has six coefficients takes six multiplications, once both are
+// known at six points; here the points are 0, 1, -1, 2, -2 and infinity. G evaluates the filter there (rows 1 p p^2,
+// each times a constant), A^T is the transpose of evaluating four values there (1 p p^2 p^3), B^T is the transpose of
+// interpolation: a convolution's outputs relate to its inputs as a product's factors to its coefficients.
+// In two dimensions the transforms act on columns, then on rows: 36 multiplications in place of 144.
+//
+// Over channels the products of elements become 36 matrix products, one for each position p of the 6x6:
+//   1. data transform     V[p][tile][c] = B^T d B   for every tile and input channel
+//   2. filter transform   U[p][c][k]    = G g G^T   for every pair of channels, once per call
+//   3. 36 products        M[p] = V[p] U[p]          [tiles,c] x [c,k]: nearly all of the work
+//   4. output transform   y = A^T M A               for every tile and output channel
+// The transforms use few different constants, and their cost is shared by all channels of the other side.
+//
+// The gradient of the input is the same convolution with filters turned by 180 degrees and channels exchanged.
+// The gradient of the weights is a convolution too: three outputs (the taps) of a "filter" of four pixels over six,
+// F(3x3, 4x4). It has the same six points, hence the same B^T, a G with rows 1 p p^2 p^3 and an A^T with 1 p p^2. Which
+// of x and dy is the filter is free; here x comes in 4x4 tiles and dy in 6x6 patches (the very ones that backward-data
+// uses):
+//     dw[2-r] = sum over tiles and i of x[i] dy[i+r],  r = 0..2, dy's patch beginning one pixel before the tile.
+//
+// Rounding: with the points up to 2 the errors are some ten times those of the direct sum: 1e-6 relative.
+//
+// Layout. Vectors run along channels. A block of tiles is kept as [channels/16][tile][36 (+1)][16], so that a transform
+// writes one run of memory and the matrix products find everything at fixed distances.
+//
+// This file must not include C++ headers: an inline function of theirs, compiled here for AVX-512, could be the copy
+// that the linker keeps for everyone. All functions here are in an unnamed namespace for the same reason.
+#include "winograd_table.h"
+
+namespace linnet {
+
+namespace {
+
+constexpr int kLanes = WINOGRAD_LANES;
+constexpr int kRows = WINOGRAD_ROWS;
+constexpr int kBlock = WINOGRAD_BLOCK;
+constexpr int kGroup = kWinogradGroup;
+constexpr int kPositions = kWinogradPositions;
+
+// A tile of one group. The 37th position is never used: without it tiles would lie 36 cache lines apart and share few
+// sets.
+constexpr int kTile = (kPositions + 1) * kGroup;
+constexpr int64_t kPlane = int64_t(kBlock) * kTile;  // all tiles of one group
+
+using V = float __attribute__((vector_size(kLanes * sizeof(float))));
+
+inline V load(const float* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// ---- The transforms of one line ----
+
+// B^T d
+inline void data_line(const V (&d)[6], V (&o)[6]) {
+  const V a = d[4] - 4 * d[2], b = d[3] - 4 * d[1], c = d[4] - d[2], e = 2 * (d[3] - d[1]);
+  o[0] = 4 * d[0] - 5 * d[2] + d[4];
+  o[1] = a + b;
+  o[2] = a - b;
+  o[3] = c + e;
+  o[4] = c - e;
+  o[5] = 4 * d[1] - 5 * d[3] + d[5];
+}
+
+// G g
+inline void filter_line(const V (&g)[3], V (&o)[6]) {
+  const V even = g[0] + g[2], far = g[0] + 4 * g[2];
+  o[0] = g[0] / 4;
+  o[1] = (even + g[1]) * (-1.f / 6);
+  o[2] = (even - g[1]) * (-1.f / 6);
+  o[3] = (far + 2 * g[1]) * (1.f / 24);
+  o[4] = (far - 2 * g[1]) * (1.f / 24);
+  o[5] = g[2];
+}
+
+// A^T m
+inline void output_line(const V (&m)[6], V (&o)[4]) {
+  const V a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
+  o[0] = m[0] + a + c;
+  o[1] = b + 2 * e;
+  o[2] = a + 4 * c;
+  o[3] = b + 8 * e + m[5];
+}
+
+// F(3,4), the weight gradient: G g without its constants 1/4, -1/6, -1/6, 1/24, 1/24, 1 ...
+inline void tile_line(const V (&g)[4], V (&o)[6]) {
+  const V a = g[0] + g[2], b = g[1] + g[3], c = g[0] + 4 * g[2], e = 2 * (g[1] + 4 * g[3]);
+  o[0] = g[0];
+  o[1] = a + b;
+  o[2] = a - b;
+  o[3] = c + e;
+  o[4] = c - e;
+  o[5] = g[3];
+}
+
+// ... which A^T m has in it, where they cost once per weight, not once per tile.
+inline void tap_line(const V (&m)[6], V (&o)[3]) {
+  const V a = (m[1] + m[2]) * (-1.f / 6), b = (m[1] - m[2]) * (-1.f / 6);
+  const V c = (m[3] + m[4]) * (1.f / 24), e = (m[3] - m[4]) * (1.f / 24);
+  o[0] = m[0] / 4 + a + c;
+  o[1] = b + 2 * e;
+  o[2] = a + 4 * c + m[5];
+}
+
+// Line on every column, then on every row: In x In values become Out x Out. at(i, j) gives an input, put(i, j, v) takes
+// an output.
+template <int In, int Out, void (*line)(const V (&)[In], V (&)[Out]), class At, class Put>
+[[gnu::always_inline]] inline void transform(const At& at, const Put& put) {
+  V columns[Out][In];
+  for (int j = 0; j < In; ++j) {
+    V in[In], out[Out];
+    for (int i = 0; i < In; ++i) in[i] = at(i, j);
+    line(in, out);
+    for (int i = 0; i < Out; ++i) columns[i][j] = out[i];
+  }
+  for (int i = 0; i < Out; ++i) {
+    V out[Out];
+    line(columns[i], out);
+    for (int j = 0; j < Out; ++j) put(i, j, out[j]);
+  }
+}
+
+// ---- Tiles ----
+
+// Size x Size pixels of an image: a tile of 4x4 or the patch of 6x6 around it.
+template <int Size>
+struct Patch {
+  int64_t image, row, column;  // of the first pixel; row and column are -1 where a patch reaches into the padding
+  bool whole;                  // no pixel lies outside the image
+
+  Patch(const WinogradShape& s, int64_t tile) {
+    const uint32_t wide = uint32_t(s.w + 3) / 4, high = uint32_t(s.h + 3) / 4;  // 32 bits: faster to divide
+    const uint32_t line = uint32_t(tile) / wide;
+    image = line / high;
+    row = int64_t(line % high) * 4 - (Size - 4) / 2;
+    column = int64_t(uint32_t(tile) % wide) * 4 - (Size - 4) / 2;
+    whole = row >= 0 && column >= 0 && row + Size <= s.h && column + Size <= s.w;
+  }
+  bool inside(const WinogradShape& s, int i, int j) const {
+    return whole || (uint64_t(row + i) < uint64_t(s.h) && uint64_t(column + j) < uint64_t(s.w));
+  }
+  int64_t offset(const WinogradShape& s, int64_t channels) const {
+    return ((image * s.h + row) * s.w + column) * channels;
+  }
+};
+
+// Transforms the tiles first..end-1 of `in` [n,h,w,channels] into a block. Pixels outside the image are zero.
+template <int Size, void (*line)(const V (&)[Size], V (&)[6])>
+void read_tiles(float* block, const float* in, const WinogradShape& s, int64_t channels, int64_t first, int64_t end) {
+  const int64_t row = s.w * channels;
+  for (int64_t t = first; t < end; ++t) {
+    const Patch<Size> patch(s, t);
+    const int64_t origin = patch.offset(s, channels);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      float* to = block + c / kGroup * kPlane + (t - first) * kTile + c % kGroup;
+      const auto put = [&](int i, int j, V v) { store(to + (i * 6 + j) * kGroup, v); };
+      const auto pixel = [&](int i, int j) { return load(in + (origin + i * row + j * channels + c)); };
+      if (patch.whole)  // most patches of a large image: no tests in the loops
+        transform<Size, 6, line>(pixel, put);
+      else
+        transform<Size, 6, line>([&](int i, int j) { return patch.inside(s, i, j) ? pixel(i, j) : V{}; }, put);
+    }
+  }
+}
+
+// The outputs of a block to the tiles first..end-1 of `out` [n,h,w,channels]. Sums over a channel's outputs, such as
+// batch normalisation wants, could be taken here.
+void write_tiles(float* out, const float* block, const WinogradShape& s, int64_t channels, int64_t first, int64_t end) {
+  const int64_t row = s.w * channels;
+  for (int64_t t = first; t < end; ++t) {
+    const Patch<4> patch(s, t);
+    float* to = out + patch.offset(s, channels);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const float* from = block + c / kGroup * kPlane + (t - first) * kTile + c % kGroup;
+      transform<6, 4, output_line>([&](int i, int j) { return load(from + (i * 6 + j) * kGroup); },
+                                   [&](int i, int j, V v) {
+                                     if (patch.inside(s, i, j)) store(to + i * row + j * channels + c, v);
+                                   });
+    }
+  }
+}
+
+// ---- The matrix products ----
+
+// A product keeps this many groups of channels in registers at a time: two vectors for each of its rows.
+constexpr int kGroups = 2 * kLanes / kGroup;
+template <int Groups>
+constexpr int kRowsFor = (kRows * kGroups) / Groups;  // fewer groups leave registers for more rows
+static_assert(kBlock % kRowsFor<1> == 0 && kRowsFor<1> <= kGroup && kGroup % kLanes == 0);
+
+// Where vector i of a row lies, in groups that are `stride` floats apart.
+inline int64_t place(int i, int64_t stride) { return i * kLanes / kGroup * stride + i * kLanes % kGroup; }
+
+// For `Rows` tiles and `Groups` groups of outputs, at one position: m[tile][o] = sum over i of v[tile][i] u[i][o].
+// m and v are in blocks; u is [group][inputs][16].
+template <int Rows, int Groups>
+void multiply(float* m, const float* v, const float* u, int64_t inputs) {
+  constexpr int kVectors = Groups * kGroup / kLanes;
+  V sums[Rows][kVectors];
+  for (int r = 0; r < Rows; ++r)
+    for (int o = 0; o < kVectors; ++o) sums[r][o] = V{};
+  const float* const end = u + inputs * kGroup;
+  do {
+    for (int i = 0; i < kGroup; ++i, u += kGroup) {
+      V factors[kVectors];
+      for (int o = 0; o < kVectors; ++o) factors[o] = load(u + place(o, inputs * kGroup));
+      for (int r = 0; r < Rows; ++r)
+        for (int o = 0; o < kVectors; ++o) sums[r][o] += v[r * kTile + i] * factors[o];
+    }
+    v += kPlane;
+  } while (u < end);
+  for (int r = 0; r < Rows; ++r)
+    for (int o = 0; o < kVectors; ++o) store(m + r * kTile + place(o, kPlane), sums[r][o]);
+}
+
+template <int Groups>
+void multiply_group(float* m, const float* v, const float* u, int64_t tiles, int64_t inputs) {
+  for (int64_t t = 0; t < tiles;
+       t += kRowsFor<Groups>)  // rows beyond `tiles` hold leftovers; nobody reads their products
+    multiply<kRowsFor<Groups>, Groups>(m + t * kTile, v + t * kTile, u, inputs);
+}
+
+// All tiles and outputs of a block at one position.
+void multiply_block(float* m, const float* v, const float* u, int64_t tiles, int64_t inputs, int64_t outputs) {
+  int64_t group = 0;
+  for (; group + kGroups <= outputs / kGroup; group += kGroups)
+    multiply_group<kGroups>(m + group * kPlane, v, u + group * inputs * kGroup, tiles, inputs);
+  for (; group < outputs / kGroup; ++group)
+    multiply_group<1>(m + group * kPlane, v, u + group * inputs * kGroup, tiles, inputs);
+}
+
+// For Rows channels of dy and `Groups` groups of x at one position: sums[k][c] += sum over tiles of y[tile][k]
+// x[tile][c]. y and x are in blocks; sums is [group][outputs][16].
+template <int Rows, int Groups>
+void accumulate(float* sums, const float* y, const float* x, int64_t tiles, int64_t outputs) {
+  constexpr int kVectors = Groups * kGroup / kLanes;
+  V s[Rows][kVectors];
+  for (int r = 0; r < Rows; ++r)
+    for (int i = 0; i < kVectors; ++i) s[r][i] = load(sums + r * kGroup + place(i, outputs * kGroup));
+  int64_t t = 0;
+  do {
+    V factors[kVectors];
+    for (int i = 0; i < kVectors; ++i) factors[i] = load(x + t * kTile + place(i, kPlane));
+    for (int r = 0; r < Rows; ++r)
+      for (int i = 0; i < kVectors; ++i) s[r][i] += y[t * kTile + r] * factors[i];
+  } while (++t < tiles);
+  for (int r = 0; r < Rows; ++r)
+    for (int i = 0; i < kVectors; ++i) store(sums + r * kGroup + place(i, outputs * kGroup), s[r][i]);
+}
+
+template <int Groups>
+void accumulate_group(float* sums, const float* y, const float* x, int64_t tiles, int64_t outputs) {
+  constexpr int kRest = kGroup % kRows;  // a group is 16 rows: as many full sets as fit, then the rest
+  for (int64_t k = 0; k < outputs; k += kGroup, y += kPlane) {
+    for (int r = 0; r + kRows <= kGroup; r += kRows)
+      accumulate<kRows, Groups>(sums + (k + r) * kGroup, y + r, x, tiles, outputs);
+    if constexpr (kRest != 0)
+      accumulate<kRest, Groups>(sums + (k + kGroup - kRest) * kGroup, y + kGroup - kRest, x, tiles, outputs);
+  }
+}
+
+void accumulate_block(float* sums, const float* y, const float* x, int64_t tiles, int64_t c, int64_t k) {
+  int64_t group = 0;
+  for (; group + kGroups <= c / kGroup; group += kGroups)
+    accumulate_group<kGroups>(sums + group * k * kGroup, y, x + group * kPlane, tiles, k);
+  for (; group < c / kGroup; ++group) accumulate_group<1>(sums + group * k * kGroup, y, x + group * kPlane, tiles, k);
+}
+
+// ---- Prefetching ----
+
+// The products leave activations alone: meanwhile the memory of the tiles first..first+tiles-1 of an array
+// [n,h,w,channels] is fetched, a part at each position p. This doubles the speed for few channels. The place is exact
+// where h and w are multiples of 4; fetching something else does no harm.
+template <bool Write>
+void prefetch(const float* a, int64_t channels, int64_t first, int64_t tiles, int p) {
+  const char* begin = reinterpret_cast<const char*>(a + first * 16 * channels);
+  const int64_t bytes = tiles * 16 * channels * int64_t(sizeof(float));
+  for (int64_t i = bytes * p / kPositions / 64 * 64; i < bytes * (p + 1) / kPositions; i += 64)
+    __builtin_prefetch(begin + i, Write, Write ? 3 : 2);
+}
+
+// ---- What the driver calls ----
+
+int64_t scratch_size(int64_t c, int64_t k) { return (c + k) / kGroup * kPlane + kPositions * c * k; }
+
+// Vectors of filters run along their outputs, k, which lie 9 c floats apart in w.
+void filters(float* u, const float* w, int64_t c, int64_t k, int64_t group_c, int64_t group_k) {
+  for (int64_t in = group_c * kGroup; in < (group_c + 1) * kGroup; ++in)
+    for (int64_t out = group_k * kGroup; out < (group_k + 1) * kGroup; out += kLanes) {
+      float* to = u + (out / kGroup * c + in) * kGroup + out % kGroup;
+      transform<3, 6, filter_line>(
+          [&](int i, int j) {
+            V v;
+            for (int lane = 0; lane < kLanes; ++lane) v[lane] = w[((out + lane) * 9 + i * 3 + j) * c + in];
+            return v;
+          },
+          [&](int i, int j, V v) { store(to + (i * 6 + j) * c * k, v); });
+    }
+}
+
+void turned_filters(float* u, const float* w, int64_t c, int64_t k, int64_t group_c, int64_t group_k) {
+  for (int64_t in = group_k * kGroup; in < (group_k + 1) * kGroup; ++in)
+    for (int64_t out = group_c * kGroup; out < (group_c + 1) * kGroup; out += kLanes) {
+      float* to = u + (out / kGroup * k + in) * kGroup + out % kGroup;
+      transform<3, 6, filter_line>([&](int i, int j) { return load(w + (in * 9 + 8 - (i * 3 + j)) * c + out); },
+                                   [&](int i, int j, V v) { store(to + (i * 6 + j) * c * k, v); });
+    }
+}
+
+void convolve(float* y, const float* x, const float* u, const WinogradShape& s, int64_t first, int64_t end,
+              float* scratch) {
+  float *v = scratch, *m = v + s.c / kGroup * kPlane;
+  for (int64_t t = first; t < end; t += kBlock) {
+    const int64_t stop = t + kBlock < end ? t + kBlock : end;
+    read_tiles<6, data_line>(v, x, s, s.c, t, stop);
+    for (int p = 0; p < kPositions; ++p) {
+      multiply_block(m + p * kGroup, v + p * kGroup, u + p * s.c * s.k, stop - t, s.c, s.k);
+      prefetch<true>(y, s.k, t, stop - t, p);
+      prefetch<false>(x, s.c, stop, kBlock, p);
+    }
+    write_tiles(y, m, s, s.k, t, stop);
+  }
+}
+
+void weight_gradient(float* dw, const float* dy, const float* x, const WinogradShape& s, int64_t first, int64_t end,
+                     float* scratch) {
+  float *vx = scratch, *vy = vx + s.c / kGroup * kPlane, *sums = vy + s.k / kGroup * kPlane;
+  __builtin_memset(sums, 0, sizeof(float) * uint64_t(kPositions * s.c * s.k));
+  for (int64_t t = first; t < end; t += kBlock) {
+    const int64_t stop = t + kBlock < end ? t + kBlock : end;
+    read_tiles<4, tile_line>(vx, x, s, s.c, t, stop);
+    read_tiles<6, data_line>(vy, dy, s, s.k, t, stop);
+    for (int p = 0; p < kPositions; ++p) {
+      accumulate_block(sums + p * s.c * s.k, vy + p * kGroup, vx + p * kGroup, stop - t, s.c, s.k);
+      prefetch<false>(x, s.c, stop, kBlock, p);
+      prefetch<false>(dy, s.k, stop, kBlock, p);
+    }
+  }
+  for (int64_t c = 0; c < s.c; c += kLanes)
+    for (int64_t k = 0; k < s.k; ++k) {
+      const float* from = sums + (c / kGroup * s.k + k) * kGroup + c % kGroup;
+      float* to = dw + k * 9 * s.c + c;
+      transform<6, 3, tap_line>([&](int i, int j) { return load(from + (i * 6 + j) * s.c * s.k); },
+                                [&](int i, int j, V v) { store(to + (8 - (i * 3 + j)) * s.c, v); });
+    }
+}
+
+}  // namespace
+
+extern const WinogradKernels WINOGRAD_TABLE = {kBlock,         scratch_size, filters,
+                                               turned_filters, convolve,     weight_gradient};
+
+}  // namespace linnet

@@ -1,0 +1,18 @@
+// The verbs. Each file of this folder defines one: it adds its options to the command line and says what to run.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace linnet {
+
+// What main() runs after parsing; returns the exit code.
+using Command = std::function<int()>;
+
+void add_train(CLI::App&, Command&);
+void add_eval(CLI::App&, Command&);
+void add_data(CLI::App&, Command&);
+void add_config(CLI::App&, Command&);
+void add_list(CLI::App&, Command&);
+void add_info(CLI::App&, Command&);
+
+}  // namespace linnet

@@ -1,0 +1,110 @@
+#include "console.h"
+
+#include <fmt/chrono.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+namespace linnet {
+
+namespace {
+
+constexpr auto kRedraw = std::chrono::milliseconds(100);
+constexpr auto kHeartbeat = std::chrono::seconds(30);
+
+bool terminal() {
+  const char *term = std::getenv("TERM"), *ci = std::getenv("CI");
+  return isatty(STDERR_FILENO) && !(term && std::string_view(term) == "dumb") && !(ci && *ci);
+}
+
+// Asked at every redraw, so that a resized window is right at once.
+size_t columns() {
+  winsize size{};
+  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+std::string duration(double seconds) {
+  const auto s = int64_t(std::lround(seconds));
+  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
+  return s >= 60 ? fmt::format("{}m{:02}s", s / 60, s % 60) : fmt::format("{}s", s);
+}
+
+void line(const std::string& text) {
+  fmt::print(stderr, "{:%H:%M:%S} {}\n", fmt::localtime(std::time(nullptr)), text);
+  std::fflush(stderr);
+}
+
+}  // namespace
+
+Console::Console(int64_t epochs, int64_t steps_per_epoch, int64_t batch_size)
+    : epochs_(epochs), steps_per_epoch_(steps_per_epoch), batch_size_(batch_size), bar_(terminal()) {}
+
+Console::~Console() { clear(); }
+
+void Console::clear() {
+  if (!drawn_) return;
+  std::fputs("\r\x1b[K", stderr);
+  std::fflush(stderr);
+  drawn_ = false;
+}
+
+std::string Console::eta(int64_t step) const {
+  const double elapsed = std::chrono::duration<double>(Clock::now() - started_).count();
+  return duration(elapsed / double(step) * double(epochs_ * steps_per_epoch_ - step));
+}
+
+void Console::on_step(int64_t step, int64_t epoch) {
+  const auto now = Clock::now();
+  if (now - last_ < (bar_ ? std::chrono::duration_cast<Clock::duration>(kRedraw) : kHeartbeat)) return;
+  const bool first = last_ == Clock::time_point{};
+  last_ = now;
+  if (const double s = std::chrono::duration<double>(now - rate_from_).count(); s > 1 || img_per_s_ == 0) {
+    img_per_s_ = double((step - rate_step_) * batch_size_) / s;
+    rate_from_ = now;
+    rate_step_ = step;
+  }
+  if (bar_) return draw(step, epoch);
+  if (!first)
+    line(fmt::format("epoch {}/{} step {}/{} loss {:.4f} acc {:.2f} % {:.0f} img/s ETA {}", epoch + 1, epochs_,
+                     step - epoch * steps_per_epoch_, steps_per_epoch_, loss_, 100 * acc_, img_per_s_, eta(step)));
+}
+
+// Parts are dropped from the right until the line fits the window.
+void Console::draw(int64_t step, int64_t epoch) {
+  const int64_t done = step - epoch * steps_per_epoch_;
+  const size_t width = columns() - 1;
+  const std::string head = fmt::format("ep {}/{} ", epoch + 1, epochs_);
+  const std::string parts[] = {fmt::format(" {}/{}", done, steps_per_epoch_), fmt::format(" loss {:.3f}", loss_),
+                               fmt::format(" acc {:.1f}", 100 * acc_),        fmt::format(" ETA {}", eta(step)),
+                               fmt::format(" {:.0f} img/s", img_per_s_),      fmt::format(" lr {:.3g}", lr_)};
+  const size_t bar_width = width >= 60 ? 20 : 8;
+  std::string text = head;
+  if (text.size() + bar_width + 2 <= width) {
+    const auto filled = size_t(double(bar_width) * double(done) / double(steps_per_epoch_));
+    text += "|" + std::string(filled, '#') + std::string(bar_width - filled, '-') + "|";
+  }
+  for (const std::string& part : parts)
+    if (text.size() + part.size() <= width) text += part;
+  fmt::print(stderr, "\r{}\x1b[K", text.substr(0, width));
+  std::fflush(stderr);
+  drawn_ = true;
+}
+
+void Console::on_row(const Row& row) {
+  if (row.kind == "step") {
+    loss_ = row["train/loss"];
+    acc_ = row["train/acc"];
+    lr_ = row["lr"];
+  }
+  if (row.kind != "epoch") return;
+  clear();
+  std::string text = fmt::format("epoch {:>{}}/{}  train loss {:.4f} acc {:5.2f} %", row.epoch,
+                                 std::to_string(epochs_).size(), epochs_, row["train/loss"], 100 * row["train/acc"]);
+  if (!std::isnan(row["val/acc"])) text += fmt::format("  val loss {:.4f} acc {:5.2f} %", row["val/loss"], 100 * row["val/acc"]);
+  line(text + fmt::format("  lr {:.4g}  {:.0f} img/s  ETA {}", row["lr"], row.img_per_s, eta(row.step)));
+}
+
+}  // namespace linnet

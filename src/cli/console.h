@@ -1,0 +1,32 @@
+// What a person sees of a run on stderr: a progress bar on a terminal, whole lines elsewhere.
+#pragma once
+#include <chrono>
+#include <string>
+
+#include "linnet/trainer.h"
+
+namespace linnet {
+
+class Console : public Observer {
+ public:
+  Console(int64_t epochs, int64_t steps_per_epoch, int64_t batch_size);
+  ~Console() override;
+  void on_step(int64_t step, int64_t epoch) override;
+  void on_row(const Row&) override;
+  // Clears the bar, so that a message may follow.
+  void clear();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void draw(int64_t step, int64_t epoch);
+  std::string eta(int64_t step) const;
+
+  int64_t epochs_, steps_per_epoch_, batch_size_;
+  bool bar_, drawn_ = false;
+  double loss_ = 0, acc_ = 0, lr_ = 0;
+  Clock::time_point started_ = Clock::now(), last_ = {}, rate_from_ = Clock::now();
+  int64_t rate_step_ = 0;
+  double img_per_s_ = 0;
+};
+
+}  // namespace linnet

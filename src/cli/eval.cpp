@@ -1,0 +1,88 @@
+// linnet eval RUN|WEIGHTS
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "cli.h"
+#include "linnet/trainer.h"
+#include "linnet/weights.h"
+
+namespace linnet {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string target, model, data, device = "auto", split = "test";
+  std::vector<double> mean, std;
+  int64_t batch_size = 0;
+  bool json = false;
+};
+
+int evaluate(const Options& o) {
+  // A run brings its config; bare weights need the model's name and the normalisation they were trained with.
+  Config config;
+  fs::path weights = o.target;
+  if (fs::is_directory(o.target)) {
+    config = load_config(fs::path(o.target) / "config.toml");
+    weights = fs::path(o.target) / "model.safetensors";
+  } else if (!fs::exists(o.target)) {
+    fail(Exit::usage, "there is no run folder and no weights file at {}", o.target);
+  } else if (o.model.empty()) {
+    fail(Exit::usage, "{} is a weights file: say which model it belongs to with --model NAME (`linnet list models`)",
+         o.target);
+  }
+  if (!o.model.empty()) config.model.name = o.model;
+  if (!o.data.empty()) config.data.path = o.data;
+  if (!o.mean.empty()) config.data.mean = o.mean;
+  if (!o.std.empty()) config.data.std = o.std;
+  if (o.batch_size > 0) config.train.eval_batch_size = o.batch_size;
+
+  const auto backend = make_backend(o.device);
+  RunData data = load_run_data(config);
+  const Images images = o.split == "test" ? data.test() : std::move(o.split == "val" ? data.val : data.train);
+  if (images.size() == 0) fail(Exit::data, "the {} split is empty (data.val = 0)", o.split);
+
+  Net net(*backend, config.model.name, model_options(config, images), 0);
+  load_weights(weights, *backend, net.params());
+  const Accuracy a = net.evaluate(upload_source(*backend, images, config.data.mean, config.data.std),
+                                  config.train.eval_batch_size, images.classes);
+  if (o.json) {
+    nlohmann::ordered_json per_class = nlohmann::ordered_json::array();
+    for (const double acc : a.per_class)
+      per_class.push_back(std::isnan(acc) ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(acc));
+    const nlohmann::ordered_json json = {
+        {"split", o.split}, {"n", a.n}, {"loss", a.loss}, {"acc", a.acc}, {"per_class", per_class}};
+    fmt::print("{}\n", json.dump());
+    return int(Exit::ok);
+  }
+  fmt::print("{} {}: accuracy {:.2f} %, loss {:.4f}, {} images\n", config.data.name, o.split, 100 * a.acc, a.loss, a.n);
+  for (size_t c = 0; c < a.per_class.size(); ++c)
+    fmt::print("  {:<12} {:6.2f} %\n", c < images.class_names.size() ? images.class_names[c] : std::to_string(c),
+               100 * a.per_class[c]);
+  return int(Exit::ok);
+}
+
+}  // namespace
+
+void add_eval(CLI::App& app, Command& command) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("eval",
+                                      "Measure loss and accuracy of a run, or of a weights file.\n\n"
+                                      "  linnet eval runs/NAME --json\n"
+                                      "  linnet eval net.safetensors --model resnet20 --mean 0.491,0.482,0.447 "
+                                      "--std 0.247,0.243,0.262");
+  verb->add_option("target", options->target, "run folder, or .safetensors file")->required();
+  verb->add_option("--model", options->model, "model of a weights file");
+  verb->add_option("--data", options->data, "folder or archive with CIFAR-10");
+  verb->add_option("--split", options->split, "test, val or train")->check(CLI::IsMember({"test", "val", "train"}));
+  verb->add_option("--mean", options->mean, "per-channel mean of pixel/255")->delimiter(',');
+  verb->add_option("--std", options->std, "per-channel standard deviation of pixel/255")->delimiter(',');
+  verb->add_option("--device", options->device, "auto, cpu or cuda");
+  verb->add_option("--batch-size", options->batch_size, "images per batch (no effect on the result)")
+      ->check(CLI::PositiveNumber);
+  verb->add_flag("--json", options->json, "JSON on stdout");
+  verb->callback([options, &command] { command = [options] { return evaluate(*options); }; });
+}
+
+}  // namespace linnet

@@ -1,0 +1,45 @@
+// linnet list models|optimizers|schedules
+#include <nlohmann/json.hpp>
+
+#include "cli.h"
+#include "linnet/model.h"
+#include "linnet/optimizer.h"
+#include "linnet/schedule.h"
+
+namespace linnet {
+
+namespace {
+
+template <class Entry>
+int list(const std::vector<Entry>& table, bool json) {
+  nlohmann::ordered_json out = nlohmann::ordered_json::array();
+  for (const Entry& e : table) {
+    if (json)
+      out.push_back({{"name", e.name}, {"summary", e.summary}});
+    else
+      fmt::print("{:<14} {}\n", e.name, e.summary);
+  }
+  if (json) fmt::print("{}\n", out.dump());
+  return 0;
+}
+
+}  // namespace
+
+void add_list(CLI::App& app, Command& command) {
+  CLI::App* verb = app.add_subcommand("list", "List what a config can name.\n\n  linnet list models --json");
+  auto what = std::make_shared<std::string>();
+  auto json = std::make_shared<bool>(false);
+  verb->add_option("what", *what, "models, optimizers or schedules")
+      ->required()
+      ->check(CLI::IsMember({"models", "optimizers", "schedules"}));
+  verb->add_flag("--json", *json, "JSON on stdout");
+  verb->callback([=, &command] {
+    command = [=] {
+      if (*what == "models") return list(models(), *json);
+      if (*what == "optimizers") return list(optimizers(), *json);
+      return list(schedules(), *json);
+    };
+  });
+}
+
+}  // namespace linnet

@@ -1,0 +1,53 @@
+// The command line. Every error ends here: one message on stderr, one exit code (docs/DESIGN.md, "The command line").
+#include <cstdio>
+#include <new>
+
+#include "cli.h"
+#include "linnet/error.h"
+#include "linnet/run.h"
+
+int main(int argc, char** argv) {
+  using namespace linnet;
+  CLI::App app{"Linnet trains small convolutional networks on CIFAR-10.\n\n"
+               "  linnet train configs/quickstart.toml            train, and find the run under runs/\n"
+               "  linnet eval runs/NAME                           measure a finished run on the test set\n"
+               "  linnet config show configs/resnet20.toml        every setting, with what it means"};
+  app.name("linnet");
+  app.set_version_flag("-V,--version", version());
+  app.require_subcommand(1);
+  app.failure_message(CLI::FailureMessage::help);
+  Command command;
+  add_train(app, command);
+  add_eval(app, command);
+  add_data(app, command);
+  add_config(app, command);
+  add_list(app, command);
+  add_info(app, command);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& e) {
+    return app.exit(e);
+  } catch (const CLI::CallForAllHelp& e) {
+    return app.exit(e);
+  } catch (const CLI::CallForVersion& e) {
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    std::fprintf(stderr, "error: %s\nhelp: linnet --help lists the verbs, linnet VERB --help the options of one\n", e.what());
+    return int(Exit::usage);
+  }
+
+  try {
+    return command();
+  } catch (const Error& e) {
+    const std::string text = e.what();
+    std::fprintf(stderr, "%s%s\n", text.starts_with("error:") ? "" : "error: ", text.c_str());
+    return int(e.exit);
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "error: out of memory; use a smaller train.batch_size or model\n");
+    return int(Exit::device);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "error: %s\n", e.what());
+    return int(Exit::failure);
+  }
+}

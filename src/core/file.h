@@ -1,0 +1,59 @@
+// Files as a whole: read under a limit, and written so that a full disk, a kill or a power cut leaves the old file or
+// the new one, never half of one.
+#pragma once
+#include <unistd.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "linnet/error.h"
+
+namespace linnet {
+
+// A file descriptor that closes itself.
+class Fd {
+ public:
+  explicit Fd(int fd) : fd_(fd) {}
+  ~Fd() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Fd(const Fd&) = delete;
+  Fd& operator=(const Fd&) = delete;
+  int get() const { return fd_; }
+  // For who must know whether closing worked: 0, or -1 with errno set.
+  int close() { return ::close(std::exchange(fd_, -1)); }
+
+ private:
+  int fd_;
+};
+
+// A regular file, open for reading. It is opened once: what is checked (its kind, its size) and what is read is then
+// this descriptor, not the path, which could come to mean another file in between. Errors carry `exit`.
+class InputFile {
+ public:
+  InputFile(const std::filesystem::path& path, Exit exit);
+  uint64_t size() const { return size_; }
+  // Fills `out` from byte `offset` on; an error where the file ends before that.
+  void read(uint64_t offset, std::span<char> out) const;
+
+ private:
+  std::string path_;
+  Exit exit_;
+  Fd fd_;
+  uint64_t size_ = 0;
+};
+
+// The content of a regular file of at most `limit` bytes.
+std::string read_file(const std::filesystem::path& path, uint64_t limit, Exit exit);
+
+// Makes `path` a file of these pieces, one after the other. They go to a temporary file in the same folder, which is
+// synced and then renamed; the folder is synced last, so that after the return even a power cut leaves the new file. On
+// an error the temporary file is removed and `path` is what it was. A kill can leave one behind: `.linnet-PID-N.tmp`.
+void write_file_atomically(const std::filesystem::path& path, std::span<const std::string_view> pieces, Exit exit);
+void write_file_atomically(const std::filesystem::path& path, std::string_view content, Exit exit);
+
+}  // namespace linnet

@@ -1,0 +1,86 @@
+#include "linnet/param.h"
+
+#include "kernels/rng.h"
+
+namespace linnet {
+
+Init constant(float value) {
+  return [value](std::span<float> v, uint64_t, uint32_t) { std::fill(v.begin(), v.end(), value); };
+}
+
+Init he_normal(int64_t fan_in) {
+  const float deviation = std::sqrt(2.f / float(fan_in));
+  return [deviation](std::span<float> v, uint64_t seed, uint32_t index) {
+    for (size_t i = 0; i < v.size(); ++i) {
+      const Random4 r = random4(seed, Draw::init, i, 0, index);
+      v[i] = deviation * normal_float(r.v[0], r.v[1]);
+    }
+  };
+}
+
+Init uniform(float bound) {
+  return [bound](std::span<float> v, uint64_t seed, uint32_t index) {
+    for (size_t i = 0; i < v.size(); ++i)
+      v[i] = bound * (2 * unit_float(random4(seed, Draw::init, i, 0, index).v[0]) - 1);
+  };
+}
+
+Param& ParamStore::add(const std::string& name, const Shape& shape, bool decay, Init init, Kind kind) {
+  require(!flat_.master, "[param] '{}' comes too late: the store is sealed", name);
+  for (const Param* p : ordered_) require(p->name != name, "[param] there are two parameters named '{}'", name);
+  params_.push_back({name, shape, decay, kind, params_.size(), {}, {}, {}, std::move(init)});
+  ordered_.push_back(&params_.back());
+  return params_.back();
+}
+
+Buffer& ParamStore::add_buffer(const std::string& name, const Shape& shape, float fill) {
+  buffers_.push_back({name, shape, fill, {}});
+  return buffers_.back();
+}
+
+void ParamStore::seal(Backend& backend, uint64_t seed, int slots, bool decay_all) {
+  require(!flat_.master, "[param] the store is sealed already");
+  // Each parameter starts on a 64-byte line; the numbers between are zero and stay zero under every rule.
+  const auto padded = [](int64_t n) { return (n + 15) / 16 * 16; };
+  std::vector<Param*> layout;
+  for (bool decayed : {true, false})
+    for (Param* p : ordered_)
+      if ((p->decay || decay_all) == decayed) layout.push_back(p);
+  for (Param* p : layout) {
+    flat_.n += padded(p->shape.numel());
+    if (p->decay || decay_all) flat_.n_decay = flat_.n;
+  }
+
+  std::vector<float> values(size_t(flat_.n), 0.f);
+  const auto make = [&](const Shape& shape) {
+    Tensor t(backend.allocate(size_t(shape.numel()) * sizeof(float)), shape, DType::f32);
+    backend.zero(t);
+    return t;
+  };
+  flat_.master = make({flat_.n});
+  flat_.grad = make({flat_.n});
+  flat_.slots = make({slots, flat_.n});
+  int64_t at = 0;
+  for (Param* p : layout) {
+    p->master = flat_.master.slice(at, p->shape);
+    p->compute = p->master;
+    p->grad = flat_.grad.slice(at, p->shape);
+    p->init(std::span(values).subspan(size_t(at), size_t(p->shape.numel())), seed, uint32_t(p->index));
+    at += padded(p->shape.numel());
+  }
+  backend.upload(flat_.master, values.data());
+
+  for (Buffer& b : buffers_) {
+    b.value = make(b.shape);
+    const std::vector<float> fill(size_t(b.shape.numel()), b.fill);
+    backend.upload(b.value, fill.data());
+  }
+}
+
+int64_t ParamStore::count() const {
+  int64_t n = 0;
+  for (const Param* p : ordered_) n += p->shape.numel();
+  return n;
+}
+
+}  // namespace linnet

@@ -1,0 +1,100 @@
+#include "linnet/text.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace linnet {
+namespace {
+
+// Zero-width characters and those that turn the direction of a line around.
+bool is_invisible(uint32_t c) {
+  return (c >= 0x200b && c <= 0x200f) || (c >= 0x2028 && c <= 0x202e) || (c >= 0x2060 && c <= 0x206f) || c == 0xfeff;
+}
+
+size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j < row.size(); ++j) row[j] = j;
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t diagonal = std::exchange(row[0], i + 1);
+    for (size_t j = 0; j < b.size(); ++j)
+      diagonal = std::exchange(row[j + 1], std::min({diagonal + (a[i] != b[j]), row[j] + 1, row[j + 1] + 1}));
+  }
+  return row.back();
+}
+
+}  // namespace
+
+Char decode(std::string_view text, size_t at) {
+  const unsigned char c = text[at];
+  if (c < 0x80) return {c, 1, true};
+  const size_t length = c >> 5 == 0x6 ? 2 : c >> 4 == 0xe ? 3 : c >> 3 == 0x1e ? 4 : 0;
+  if (length == 0 || length > text.size() - at) return {c, 1, false};
+  uint32_t code = c & (0x7fu >> length);
+  for (const unsigned char next : text.substr(at + 1, length - 1)) {
+    if (next >> 6 != 2) return {c, 1, false};
+    code = code << 6 | (next & 0x3f);
+  }
+  constexpr uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};  // anything less is an overlong form
+  if (code < least[length] || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff)) return {c, 1, false};
+  return {code, length, true};
+}
+
+size_t count_chars(std::string_view text) {
+  size_t n = 0;
+  for (size_t i = 0; i < text.size(); ++n) i += decode(text, i).length;
+  return n;
+}
+
+bool is_control(uint32_t c) { return c < 0x20 || (c >= 0x7f && c < 0xa0); }
+
+std::string escaped(std::string_view text, size_t limit) {
+  std::string out;
+  for (size_t i = 0; i < text.size();) {
+    if (out.size() >= limit) return out + "...";
+    const Char c = decode(text, i);
+    if (c.valid && !is_control(c.code) && !is_invisible(c.code))
+      out += text.substr(i, c.length);
+    else
+      out += c.code < 0x100 ? fmt::format("\\x{:02x}", c.code) : fmt::format("\\u{:04x}", c.code);
+    i += c.length;
+  }
+  return out;
+}
+
+std::string nearest(std::string_view typed, const std::vector<std::string>& known) {
+  const size_t allowed = std::min<size_t>(2, typed.size() / 3);
+  std::string best;
+  size_t best_distance = allowed + 1;
+  for (const std::string& name : known) {
+    if (name.size() > typed.size() + allowed || typed.size() > name.size() + allowed) continue;
+    const size_t distance = edit_distance(typed, name);
+    if (distance < best_distance) best = name, best_distance = distance;
+  }
+  return best;
+}
+
+size_t offset_of(std::string_view text, size_t line, size_t column) {
+  size_t at = 0;
+  while (--line > 0 && at < text.size()) at = std::min(text.find('\n', at), text.size() - 1) + 1;
+  while (--column > 0 && at < text.size()) at += decode(text, at).length;
+  return at;
+}
+
+std::string excerpt(std::string_view label, std::string_view line, size_t column, size_t width) {
+  std::string text(line);
+  std::ranges::replace(text, '\t', ' ');
+  const auto between = [&](size_t from, size_t to) {
+    const size_t begin = offset_of(text, 1, from);
+    return text.substr(begin, offset_of(text, 1, to) - begin);
+  };
+  constexpr size_t kShown = 100;  // of a longer line: what is around the carets
+  const size_t first = column > kShown ? column - kShown / 2 : 1, end = column + width;
+  const std::string before = (first > 1 ? "..." : "") + escaped(between(first, column));
+  const std::string marked = escaped(between(column, end)), after = escaped(between(end, text.size() + 1), kShown);
+  return fmt::format("{:>4} | {}{}{}\n     | {}{}", label, before, marked, after, std::string(count_chars(before), ' '),
+                     std::string(std::max<size_t>(count_chars(marked), 1), '^'));
+}
+
+}  // namespace linnet

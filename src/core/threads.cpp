@@ -1,0 +1,113 @@
+#include "linnet/threads.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <utility>
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+namespace linnet {
+
+namespace {
+
+// Denormals cost a hundred cycles each and carry nothing worth training on: flush them, on every thread alike.
+void flush_denormals() {
+#ifdef __x86_64__
+  _mm_setcsr(_mm_getcsr() | 0x8040);  // FTZ and DAZ
+#endif
+}
+
+// cgroup v2: "max 100000" or "200000 100000" (quota and period, microseconds).
+int cgroup_cpus() {
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  std::string quota;
+  double period = 0;
+  if (!(file >> quota >> period) || quota == "max" || period <= 0) return 1 << 20;
+  return std::max(1, int(std::ceil(std::strtod(quota.c_str(), nullptr) / period)));
+}
+
+// Between two parallel regions of a step lie microseconds: waiting that long in a loop beats a system call.
+constexpr int kSpins = 4000;
+
+template <class Done>
+bool spin_until(Done done) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (done()) return true;
+#ifdef __x86_64__
+    _mm_pause();
+#endif
+  }
+  return false;
+}
+
+}  // namespace
+
+int default_threads() {
+  if (const char* text = std::getenv("OMP_NUM_THREADS")) {
+    int n = 0;
+    if (std::from_chars(text, text + std::strlen(text), n).ec == std::errc() && n > 0) return std::min(n, 1024);
+  }
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const int affinity = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  return std::clamp(affinity, 1, cgroup_cpus());
+}
+
+ThreadPool::ThreadPool(int threads) {
+  flush_denormals();
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_ = true;
+  ++round_;
+  round_.notify_all();
+  for (std::thread& t : workers_) t.join();
+}
+
+void ThreadPool::take_pieces(int thread) noexcept {
+  for (int64_t piece; (piece = next_.fetch_add(1, std::memory_order_relaxed)) < pieces_;) {
+    try {
+      call_(context_, piece, thread);
+    } catch (...) {
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+    }
+  }
+}
+
+void ThreadPool::run_pieces(int64_t pieces) {
+  pieces_ = pieces;
+  next_.store(0, std::memory_order_relaxed);
+  busy_.store(int(workers_.size()), std::memory_order_relaxed);
+  ++round_;  // publishes all of the above
+  round_.notify_all();
+  take_pieces(0);
+  if (!spin_until([&] { return busy_.load(std::memory_order_acquire) == 0; })) {
+    for (int left; (left = busy_.load(std::memory_order_acquire)) != 0;) busy_.wait(left, std::memory_order_acquire);
+  }
+  if (failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void ThreadPool::work(int thread) {
+  flush_denormals();
+  uint32_t seen = 0;
+  for (;;) {
+    if (!spin_until([&] { return round_.load(std::memory_order_acquire) != seen; }))
+      round_.wait(seen, std::memory_order_acquire);
+    seen = round_.load(std::memory_order_acquire);
+    if (stop_) return;
+    take_pieces(thread);
+    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+  }
+}
+
+}  // namespace linnet

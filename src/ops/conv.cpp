@@ -1,0 +1,23 @@
+#include "checks.h"
+
+namespace linnet {
+
+Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
+  require_nhwc("conv2d", x);
+  require(w.shape.rank() == 4, "[conv2d] expected a weight [out,kernel_h,kernel_w,in], got {}", w.shape);
+  require(x.dim(3) == w.shape[3], "[conv2d] expected NHWC input with {} channels, got {}", w.shape[3], x.shape());
+  const int64_t oh = window_extent("conv2d", x.dim(1), w.shape[1], conv.stride, conv.pad);
+  const int64_t ow = window_extent("conv2d", x.dim(2), w.shape[2], conv.stride, conv.pad);
+  Tensor y = p.pool.empty({x.dim(0), oh, ow, w.shape[0]}, x.dtype());
+  p.be.conv_forward(y, x, w.compute, conv);
+  if (!p.tape) return y;
+  return p.tape->track(y, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, conv](const Tensor& dy) {
+    tape->add_grad(w, [&](const Tensor& dw) { be.conv_backward_weight(dw, dy, x, conv); });
+    if (!Tape::wants(x)) return;  // the first layer: nobody asks for the gradient of an image
+    Tensor dx = pool.empty(x.shape(), x.dtype());
+    be.conv_backward_data(dx, dy, w.compute, conv);
+    tape->add_grad(x, std::move(dx));
+  });
+}
+
+}  // namespace linnet

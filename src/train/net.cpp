@@ -1,0 +1,115 @@
+// A model ready to run, its data on the device, and its evaluation.
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "linnet/trainer.h"
+
+namespace linnet {
+
+namespace {
+
+Tensor upload(Backend& backend, const Shape& shape, DType dtype, const void* data) {
+  Tensor t(backend.allocate(size_t(shape.numel()) * size_of(dtype)), shape, dtype);
+  backend.upload(t, data);
+  return t;
+}
+
+}  // namespace
+
+RunData load_run_data(Config& config) {
+  RunData data;
+  Images all;
+  if (config.data.name == "synthetic") {
+    const int64_t samples = config.data.samples;
+    const int size = int(config.data.image_size);
+    all = make_synthetic(samples, Split::train, 0, size);
+    data.test = [=] { return make_synthetic(std::max<int64_t>(10, samples / 5), Split::test, 0, size); };
+  } else {
+    const std::filesystem::path path = find_cifar10(config.data.path);
+    if (path.empty())
+      fail(Exit::data,
+           "CIFAR-10 is not on this machine. Download it with `linnet data get cifar10`, name the folder that holds it in "
+           "$LINNET_DATA or data.path, or train on generated images with --set data.name=synthetic");
+    all = load_cifar10(path, Split::train);
+    data.test = [=] { return load_cifar10(path, Split::test); };
+  }
+  const HoldOut split = hold_out(all.size(), config.data.val);
+  data.train = subset(all, split.train);
+  data.val = subset(all, split.val);
+  if (config.data.mean.empty()) {
+    const ChannelStats stats = channel_stats(data.train);
+    config.data.mean.assign(stats.mean.begin(), stats.mean.end());
+    config.data.std.assign(stats.std.begin(), stats.std.end());
+  }
+  if (int64_t(config.data.mean.size()) != data.train.channels || config.data.std.size() != config.data.mean.size())
+    fail(Exit::usage, "data.mean and data.std need one number for each of the {} channels, got {} and {}",
+         data.train.channels, config.data.mean.size(), config.data.std.size());
+  return data;
+}
+
+BatchSource upload_source(Backend& backend, const Images& images, const std::vector<double>& mean,
+                          const std::vector<double>& std) {
+  const int64_t n = images.size(), channels = images.channels;
+  std::vector<float> table(size_t(256 * channels));
+  for (int64_t v = 0; v < 256; ++v)
+    for (int64_t c = 0; c < channels; ++c)
+      table[size_t(v * channels + c)] = float((double(v) / 255 - mean[size_t(c)]) / std[size_t(c)]);
+  std::vector<int32_t> order(static_cast<size_t>(n));
+  std::iota(order.begin(), order.end(), 0);
+  BatchSource source;
+  source.images = upload(backend, {n, images.height, images.width, channels}, DType::u8, images.pixels.data());
+  source.labels = upload(backend, {n}, DType::i32, images.labels.data());
+  source.order = upload(backend, {n}, DType::i32, order.data());
+  source.table = upload(backend, {256, channels}, DType::f32, table.data());
+  return source;
+}
+
+ModelOptions model_options(const Config& config, const Images& like) {
+  return {like.height, like.width, like.channels, like.classes, config.model.shortcut[0], float(config.model.dropout)};
+}
+
+Net::Net(Backend& backend, const std::string& model, const ModelOptions& options, uint64_t seed, int slots, bool decay_all)
+    : backend_(backend), pool_(backend), model_(make_model(model, params_, options)) {
+  params_.seal(backend, seed, slots, decay_all);
+}
+
+Accuracy Net::evaluate(const BatchSource& given, int64_t batch_size, int classes) {
+  BatchSource source = given;
+  source.crop_pad = 0;
+  source.flip = false;
+  const int64_t n = source.order.numel();
+  batch_size = std::min(batch_size, std::max<int64_t>(n, 1));
+  const Shape image = source.images.shape();
+  const Tensor step = make_step(backend_);
+  std::vector<float> stats(size_t(batch_size * 2));
+  std::vector<int32_t> labels(static_cast<size_t>(batch_size));
+  std::vector<double> right(size_t(classes), 0), count(size_t(classes), 0);
+  Accuracy result;
+  for (int64_t first = 0; first < n; first += batch_size) {
+    Tensor batch = pool_.empty({batch_size, image[1], image[2], image[3]}, DType::f32);
+    Tensor batch_labels = pool_.empty({batch_size}, DType::i32), draws = pool_.empty({batch_size, 4}, DType::i32);
+    write_step(backend_, step, {.first = first});
+    backend_.make_batch(batch, batch_labels, draws, source, step);  // past the end: label -1
+    Pass pass{backend_, pool_};
+    const Loss loss = softmax_cross_entropy(pass, forward(pass, batch), batch_labels, 0, 1);
+    backend_.download(stats.data(), loss.stats);
+    backend_.download(labels.data(), batch_labels);
+    for (int64_t i = 0; i < std::min(batch_size, n - first); ++i) {
+      const auto label = size_t(labels[size_t(i)]);
+      result.loss += double(stats[size_t(i * 2)]);
+      right[label] += double(stats[size_t(i * 2 + 1)]);
+      count[label] += 1;
+    }
+  }
+  result.n = n;
+  for (size_t c = 0; c < size_t(classes); ++c) {
+    result.acc += right[c];
+    result.per_class.push_back(count[c] > 0 ? right[c] / count[c] : std::numeric_limits<double>::quiet_NaN());
+  }
+  result.loss /= double(n);
+  result.acc /= double(n);
+  return result;
+}
+
+}  // namespace linnet

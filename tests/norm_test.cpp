@@ -1,0 +1,216 @@
+// Batch, group and layer norm on every backend.
+#include "gradcheck.h"
+
+namespace linnet {
+namespace {
+
+OpCase bn_case(const Shape& x, bool relu, bool residual, bool train = true) {
+  OpCase c{.name = fmt::format("batch_norm {}{}{}{}", x, relu ? " relu" : "", residual ? " residual" : "",
+                               train ? "" : " eval"),
+           .inputs = {x},
+           .params = {{x[-1]}, {x[-1]}},
+           .state = {{x[-1]}, {x[-1]}},
+           .f =
+               [=](Pass& p, const Operands& o) {
+                 return batch_norm(p, o.x[0], *o.w[0], *o.w[1], *o.state[0], *o.state[1], {.relu = relu},
+                                   residual ? &o.x[1] : nullptr);
+               },
+           .train = train};
+  if (residual) c.inputs.push_back(x);
+  return c;
+}
+
+OpCase gn_case(const Shape& x, int groups) {
+  return {.name = fmt::format("group_norm {} in {} groups", x, groups),
+          .inputs = {x},
+          .params = {{x[-1]}, {x[-1]}},
+          .f = [groups](Pass& p, const Operands& o) { return group_norm(p, o.x[0], *o.w[0], *o.w[1], groups); }};
+}
+
+class NormTest : public OpTest {
+ protected:
+  // A parameter of one value for every channel.
+  Param& param(ParamStore& store, int64_t channels, float value) {
+    return store.add("param " + std::to_string(store.params().size()), {channels}, false, constant(value));
+  }
+};
+LINNET_ON_EVERY_BACKEND(NormTest);
+
+const std::vector<Shape> kShapes = {{1, 3, 3, 1},  {2, 5, 7, 3},   {17, 4, 4, 8},  {33, 3, 5, 7},   {2, 9, 9, 16},
+                                    {3, 8, 8, 24}, {17, 8, 8, 33}, {33, 9, 9, 24}, {128, 4, 4, 16}, {37, 10}};
+
+TEST_P(NormTest, BatchNormAgainstReference) {
+  for (const Shape& x : kShapes)
+    for (bool relu : {false, true})
+      for (bool residual : {false, true})
+        for (bool train : {false, true}) check_against_reference(bn_case(x, relu, residual, train), be());
+}
+
+TEST_P(NormTest, BatchNormBf16) {
+  for (const Shape& x : kShapes)
+    for (bool relu : {false, true}) check_against_reference(bn_case(x, relu, true), be(), DType::bf16);
+}
+
+TEST_P(NormTest, BatchNormCentralDifferences) {
+  for (bool relu : {false, true})
+    for (bool residual : {false, true}) {
+      check_gradients(bn_case({3, 2, 3, 3}, relu, residual), be());
+      check_gradients(bn_case({5, 9}, relu, residual), be());
+    }
+}
+
+TEST_P(NormTest, UsedTwice) {
+  for (bool relu : {false, true}) check_used_twice(bn_case({17, 4, 4, 24}, relu, true), be());
+  check_used_twice(gn_case({3, 4, 4, 24}, 8), be());
+
+  OpCase c = bn_case({3, 2, 3, 3}, true, false);  // the residual is the input itself
+  c.name = "relu(bn(x) + x)";
+  c.f = [](Pass& p, const Operands& o) {
+    return batch_norm(p, o.x[0], *o.w[0], *o.w[1], *o.state[0], *o.state[1], {.relu = true}, &o.x[0]);
+  };
+  check_against_reference(c, be());
+  check_gradients(c, be());
+}
+
+TEST(Norm, SameBitsForAnyNumberOfThreads) {
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    check_same_bits(bn_case({33, 9, 9, 24}, true, true), dtype);
+    check_same_bits(bn_case({64, 16, 16, 7}, false, false), dtype);
+    check_same_bits(gn_case({17, 9, 9, 24}, 8), dtype);
+  }
+}
+
+// Large means must not cost the variance its digits: x = 1000 + N(0, 1).
+TEST_P(NormTest, BatchNormOfLargeMeans) {
+  const Shape shape{33, 8, 8, 9};
+  std::vector<double> values = random_values(shape.numel(), 1);
+  for (double& v : values) v = 1000 + v;
+  const auto saved_of = [&](Backend& on) {
+    const std::vector<double> one(9, 1.0);
+    const Tensor x = tensor_of(on, shape, DType::f32, values), y(on.allocate(x.bytes()), shape, DType::f32);
+    const Tensor saved(on.allocate(72), {2, 9}, DType::f32);
+    const BnState state{tensor_of(on, {9}, DType::f32, one), tensor_of(on, {9}, DType::f32, one),
+                        tensor_of(on, {9}, DType::f32, one), tensor_of(on, {9}, DType::f32, one)};
+    on.bn_forward(y, saved, x, nullptr, state, {}, true);
+    std::vector<double> all = download(on, saved);
+    all.erase(all.begin(), all.begin() + 9);
+    return Results{{"1 / deviation", all}};
+  };
+  ReferenceBackend reference;
+  expect_close(saved_of(be()), saved_of(reference), 1e-6);
+}
+
+// Shared golden s004_batchnorm (PyTorch): scale 1.5, bias 0.5, momentum 0.1.
+TEST_P(NormTest, BatchNormGolden) {
+  ParamStore store;
+  const Param &scale = param(store, 1, 1.5f), &bias = param(store, 1, 0.5f);
+  const Buffer &mean = store.add_buffer("mean", {1}, 0), &var = store.add_buffer("var", {1}, 1);
+  store.seal(be(), 0, 1);
+  Pool pool(be());
+  Tape tape(be(), pool);
+  Pass p{be(), pool, &tape, true};
+  const Tensor x = tape.leaf(tensor_of(be(), {4, 1}, DType::f32, {1, 2, 3, 4}));
+  const Tensor y = batch_norm(p, x, scale, bias, mean, var, {});
+  tape.backward(y, tensor_of(be(), {4, 1}, DType::f32, {0.1, -0.2, 0.3, 0.4}));
+  const Results got{{"y", download(be(), y)},
+                    {"dx", download(be(), tape.grad(x))},
+                    {"dscale", download(be(), scale.grad)},
+                    {"dbias", download(be(), bias.grad)},
+                    {"running mean", download(be(), mean.value)},
+                    {"running variance", download(be(), var.value)}};
+  const Results want{{"y", {-1.51245312995339, -0.17081770998446344, 1.1708177099844634, 2.51245312995339}},
+                     {"dx", {0.2146594132655542, -0.3756586689011243, 0.10733158490733881, 0.05366767072823131}},
+                     {"dscale", {0.6260965293188326}},
+                     {"dbias", {0.6}},
+                     {"running mean", {0.25}},
+                     {"running variance", {1.0666666666666667}}};  // the unbiased one, 5/3
+  expect_close(got, want, 1e-6);
+
+  Pass evaluation{be(), pool};  // with the running statistics just written
+  std::vector<double> expected;
+  for (double v : {1, 2, 3, 4}) expected.push_back(1.5 * (v - 0.25) / std::sqrt(1.0666666666666667 + 1e-5) + 0.5);
+  expect_close({{"y", download(be(), batch_norm(evaluation, x, scale, bias, mean, var, {}))}}, {{"y", expected}}, 1e-6);
+  EXPECT_NEAR(download(be(), mean.value)[0], 0.25, 1e-7) << "evaluation must not touch the running statistics";
+}
+
+TEST_P(NormTest, GroupNormAgainstReference) {
+  for (const Shape& x : {Shape{1, 3, 3, 1}, {2, 5, 7, 3}, {17, 4, 4, 8}, {3, 8, 8, 24}, {17, 12}, {5, 3, 3, 33}})
+    for (int groups : {1, 3, 4, 8, int(x[-1])})
+      if (x[-1] % groups == 0 && x.numel() / x[0] / groups > 1) check_against_reference(gn_case(x, groups), be());
+}
+
+TEST_P(NormTest, GroupNormBf16) {
+  check_against_reference(gn_case({17, 4, 4, 8}, 2), be(), DType::bf16);
+  check_against_reference(gn_case({3, 5, 5, 24}, 1), be(), DType::bf16);
+}
+
+TEST_P(NormTest, GroupNormCentralDifferences) {
+  check_gradients(gn_case({2, 3, 2, 6}, 2), be());
+  check_gradients(gn_case({3, 2, 2, 3}, 1), be());
+  check_gradients(gn_case({3, 2, 2, 3}, 3), be());
+  check_gradients(gn_case({4, 6}, 2), be());
+}
+
+// Shared golden s001_groupnorm (PyTorch): one sample, 4 channels of 2 pixels.
+TEST_P(NormTest, GroupNormGolden) {
+  ParamStore store;
+  const Param &scale = param(store, 4, 1), &bias = param(store, 4, 0);
+  store.seal(be(), 0, 1);
+  Pool pool(be());
+  Pass p{be(), pool};
+  const Tensor x = tensor_of(be(), {1, 1, 2, 4}, DType::f32, {1, 5, 2, 4, 3, 7, 2, 8});  // channels last
+  const std::tuple<int, std::vector<double>> goldens[] = {
+      {1,
+       {-1.2792031352222502, 0.4264010450740834, -0.8528020901481668, 0.0,  //
+        -0.4264010450740834, 1.2792031352222502, -0.8528020901481668, 1.7056041802963335}},
+      {2,
+       {-1.3416394448610998, 0.4472131482870333, -0.8164959005147592, 0.0,  //
+        -0.4472131482870333, 1.3416394448610998, -0.8164959005147592, 1.6329918010295184}},
+      {4,
+       {-0.9999950000374997, -0.9999950000374997, 0.0, -0.9999987500023437,  //
+        0.9999950000374997, 0.9999950000374997, 0.0, 0.9999987500023437}}};
+  for (const auto& [groups, want] : goldens)
+    expect_close({{"y", download(be(), group_norm(p, x, scale, bias, groups))}}, {{"y", want}}, 1e-6);
+}
+
+TEST_P(NormTest, ErrorsNameOpExpectedAndGot) {
+  ParamStore store;
+  const Param &three = param(store, 3, 1), &four = param(store, 4, 1);
+  const Buffer &mean = store.add_buffer("mean", {3}, 0), &wide = store.add_buffer("var", {4}, 1);
+  store.seal(be(), 0, 1);
+  Pool pool(be());
+  Tape tape(be(), pool);
+  Pass train{be(), pool, &tape, true}, taped_evaluation{be(), pool, &tape};
+  const Tensor x = pool.zeros({2, 5, 5, 3}, DType::f32), small = pool.zeros({1, 1, 1, 3}, DType::f32);
+  const auto bn = [&](Pass& p, const Tensor& in, const Param& scale, const Buffer& var, const Tensor* residual) {
+    return error_of([&] { batch_norm(p, in, scale, three, mean, var, {}, residual); });
+  };
+  EXPECT_EQ(bn(train, x, four, mean, nullptr),
+            "[batch_norm] expected a scale of shape [3] for input [2,5,5,3], got [4]");
+  EXPECT_EQ(bn(train, x, three, wide, nullptr),
+            "[batch_norm] expected a running variance of shape [3] for input [2,5,5,3], got [4]");
+  EXPECT_EQ(bn(train, x, three, mean, &small), "[batch_norm] expected a residual of shape [2,5,5,3], got [1,1,1,3]");
+  EXPECT_EQ(bn(train, small, three, mean, nullptr),
+            "[batch_norm] expected more than 1 value per channel when training, got [1,1,1,3]; use a larger batch");
+  EXPECT_EQ(bn(taped_evaluation, x, three, mean, nullptr),
+            "[batch_norm] has no gradient in evaluation mode; set Pass::train or leave the tape out");
+  EXPECT_EQ(error_of([&] { group_norm(train, x, three, three, 2); }),
+            "[group_norm] 3 channels do not divide into 2 groups");
+  EXPECT_EQ(error_of([&] { group_norm(train, x, three, four, 1); }),
+            "[group_norm] expected a bias of shape [3] for input [2,5,5,3], got [4]");
+}
+
+TEST_P(NormTest, EmptyBatch) {
+  ParamStore store;
+  const Param& three = param(store, 3, 1);
+  const Buffer& state = store.add_buffer("state", {3}, 1);
+  store.seal(be(), 0, 1);
+  Pool pool(be());
+  Pass evaluation{be(), pool};
+  const Tensor none = pool.empty({0, 4, 4, 3}, DType::f32);
+  EXPECT_EQ(batch_norm(evaluation, none, three, three, state, state, {}).numel(), 0);
+  EXPECT_EQ(group_norm(evaluation, none, three, three, 3).numel(), 0);
+}
+
+}  // namespace
+}  // namespace linnet

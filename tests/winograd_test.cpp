@@ -1,0 +1,193 @@
+// Winograd's convolution against the direct sum in double precision, for every instruction set that this processor has.
+#include "src/backend/cpu/winograd.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+
+namespace linnet {
+namespace {
+
+using Floats = std::vector<float>;
+
+std::vector<Simd> all_simd() {
+  std::vector<Simd> all = {Simd::avx2};
+  if (best_simd() == Simd::avx512) all.push_back(Simd::avx512);
+  return all;
+}
+
+std::string name_of(const WinogradShape& s, Simd simd) {
+  return fmt::format("{}x{}x{}, {} to {} channels, {}", s.n, s.h, s.w, s.c, s.k,
+                     simd == Simd::avx2 ? "avx2" : "avx512");
+}
+
+Floats noise(int64_t count, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  Floats v(static_cast<size_t>(count));
+  for (float& x : v) x = normal(random);
+  return v;
+}
+
+// Data, and room for results, which starts as NaN: what is not written fails every comparison.
+struct Case {
+  explicit Case(const WinogradShape& shape)
+      : s(shape),
+        x(noise(s.n * s.h * s.w * s.c, 1)),
+        dy(noise(s.n * s.h * s.w * s.k, 2)),
+        w(noise(s.k * 9 * s.c, 3)),
+        y(dy.size(), std::numeric_limits<float>::quiet_NaN()),
+        dx(x.size(), std::numeric_limits<float>::quiet_NaN()),
+        dw(w.size(), std::numeric_limits<float>::quiet_NaN()) {}
+
+  void run(Winograd& winograd) {
+    winograd.forward(y.data(), x.data(), w.data(), s);
+    winograd.backward_data(dx.data(), dy.data(), w.data(), s);
+    winograd.backward_weight(dw.data(), dy.data(), x.data(), s);
+  }
+
+  WinogradShape s;
+  Floats x, dy, w, y, dx, dw;
+};
+
+struct Reference {
+  std::vector<double> y, dx, dw;
+  explicit Reference(const Case& t) : y(t.y.size()), dx(t.dx.size()), dw(t.dw.size()) {
+    const WinogradShape& s = t.s;
+    for (int64_t n = 0; n < s.n; ++n)
+      for (int64_t i = 0; i < s.h; ++i)
+        for (int64_t j = 0; j < s.w; ++j)
+          for (int64_t tap = 0; tap < 9; ++tap) {
+            const int64_t row = i + tap / 3 - 1, column = j + tap % 3 - 1;
+            if (row < 0 || row >= s.h || column < 0 || column >= s.w) continue;
+            const size_t in = size_t(((n * s.h + row) * s.w + column) * s.c),
+                         out = size_t(((n * s.h + i) * s.w + j) * s.k);
+            for (int64_t k = 0; k < s.k; ++k) add_pixel(t, in, out + size_t(k), size_t((k * 9 + tap) * s.c));
+          }
+  }
+  void add_pixel(const Case& t, size_t in, size_t out, size_t weight) {
+    const double g = double(t.dy[out]);
+    double sum = 0;
+    for (size_t c = 0; c < size_t(t.s.c); ++c) {
+      sum += double(t.x[in + c]) * double(t.w[weight + c]);
+      dx[in + c] += g * double(t.w[weight + c]);
+      dw[weight + c] += g * double(t.x[in + c]);
+    }
+    y[out] += sum;
+  }
+};
+
+// The largest error by the largest value; NaN if there is one.
+double error(const Floats& got, const std::vector<double>& wanted) {
+  double worst = 0, scale = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const double difference = std::abs(double(got[i]) - wanted[i]);
+    if (!(difference <= worst)) worst = difference;
+    if (std::isnan(worst)) return worst;
+    scale = std::max(scale, std::abs(wanted[i]));
+  }
+  return worst / scale;
+}
+
+void expect_right(const WinogradShape& shape) {
+  Case t(shape);
+  const Reference wanted(t);
+  ThreadPool pool(2);
+  for (Simd simd : all_simd()) {
+    SCOPED_TRACE(name_of(shape, simd));
+    Case run = t;
+    Winograd winograd(pool, simd);
+    run.run(winograd);
+    EXPECT_LE(error(run.y, wanted.y), 1e-5);
+    EXPECT_LE(error(run.dx, wanted.dx), 1e-5);
+    EXPECT_LE(error(run.dw, wanted.dw), 2e-5);
+  }
+}
+
+TEST(Winograd, EveryPairOfChannels) {
+  for (int64_t c : {16, 32, 48, 64})
+    for (int64_t k : {16, 32, 48, 64}) expect_right({5, 8, 9, c, k});
+}
+
+TEST(Winograd, EveryImageSize) {
+  for (int64_t h : {1, 2, 3, 4, 5, 7, 8, 9, 16})
+    for (int64_t w : {1, 2, 3, 4, 5, 7, 8, 9, 16}) expect_right({5, h, w, 16, 32});
+}
+
+TEST(Winograd, EveryBatch) {
+  for (int64_t n : {1, 2, 3, 5, 16, 17, 33}) {
+    expect_right({n, 4, 4, 16, 16});
+    expect_right({n, 7, 9, 48, 16});
+  }
+}
+
+TEST(Winograd, LargeImages) {
+  expect_right({1, 32, 32, 16, 16});
+  expect_right({17, 32, 32, 16, 16});
+  expect_right({5, 32, 16, 64, 48});
+  expect_right({17, 16, 16, 32, 32});
+  expect_right({17, 8, 8, 64, 64});
+  expect_right({1, 37, 50, 32, 16});
+}
+
+TEST(Winograd, ThreadsDoNotChangeTheBits) {
+  for (Simd simd : all_simd())
+    for (const WinogradShape& shape : {WinogradShape{17, 16, 16, 32, 48}, {5, 9, 7, 16, 16}, {33, 8, 8, 64, 64}}) {
+      SCOPED_TRACE(name_of(shape, simd));
+      ThreadPool alone(1);
+      Winograd one(alone, simd);
+      Case wanted(shape);
+      wanted.run(one);
+      for (int threads : {2, 3, 5}) {
+        ThreadPool pool(threads);
+        Winograd many(pool, simd);
+        Case got(shape);
+        got.run(many);
+        EXPECT_EQ(got.y, wanted.y) << threads << " threads";
+        EXPECT_EQ(got.dx, wanted.dx) << threads << " threads";
+        EXPECT_EQ(got.dw, wanted.dw) << threads << " threads";
+      }
+    }
+}
+
+// Workspaces are kept: what an earlier, larger convolution left there, NaN too, must not show.
+TEST(Winograd, WorkspaceOfAnotherShapeDoesNotShow) {
+  for (Simd simd : all_simd()) {
+    ThreadPool pool(2);
+    Winograd fresh(pool, simd), used(pool, simd);
+    Case bad({17, 16, 16, 64, 64});
+    for (Floats* v : {&bad.x, &bad.dy, &bad.w})
+      std::fill(v->begin(), v->end(), std::numeric_limits<float>::quiet_NaN());
+    bad.run(used);
+    EXPECT_TRUE(std::isnan(bad.y[0]) && std::isnan(bad.dx[0]) && std::isnan(bad.dw[0]));
+    Case wanted({3, 5, 6, 32, 16}), got({3, 5, 6, 32, 16});
+    wanted.run(fresh);
+    got.run(used);
+    EXPECT_EQ(got.y, wanted.y);
+    EXPECT_EQ(got.dx, wanted.dx);
+    EXPECT_EQ(got.dw, wanted.dw);
+  }
+}
+
+TEST(Winograd, AnEmptyBatchHasNoWeightGradient) {
+  ThreadPool pool(2);
+  Winograd winograd(pool);
+  Case t({0, 8, 8, 16, 16});
+  t.run(winograd);
+  EXPECT_EQ(t.dw, Floats(t.dw.size(), 0.f));
+}
+
+TEST(Winograd, TakesOnlyWhatItCanCompute) {
+  EXPECT_TRUE(Winograd::takes({32, 3, 3, 16}, {.stride = 1, .pad = 1}));
+  EXPECT_FALSE(Winograd::takes({32, 3, 3, 16}, {.stride = 2, .pad = 1}));
+  EXPECT_FALSE(Winograd::takes({32, 3, 3, 16}, {.stride = 1, .pad = 0}));
+  EXPECT_FALSE(Winograd::takes({32, 1, 1, 16}, {.stride = 1, .pad = 1}));
+  EXPECT_FALSE(Winograd::takes({32, 3, 3, 3}, {.stride = 1, .pad = 1}));
+  EXPECT_FALSE(Winograd::takes({24, 3, 3, 16}, {.stride = 1, .pad = 1}));
+}
+
+}  // namespace
+}  // namespace linnet
