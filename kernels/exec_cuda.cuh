@@ -1,59 +1,79 @@
 // The launch verbs on CUDA: the same three as exec_cpu.h, for the same functors.
 #pragma once
-#include <cstdint>
+#include <typeinfo>
+
+#include "launch.h"
 
 namespace linnet {
 
-// Launch geometry in one place. Grid-stride loops: any n is right with any grid.
-inline constexpr int kCudaThreads = 256;
-inline constexpr int kCudaMaxBlocks = 4096;
-__host__ __device__ inline int cuda_blocks(int64_t n) {
-  const int64_t blocks = (n + kCudaThreads - 1) / kCudaThreads;
-  return int(blocks < 1 ? 1 : blocks > kCudaMaxBlocks ? kCudaMaxBlocks : blocks);
-}
+// Throws when the launch just made was refused, or when earlier work has failed (src/backend/cuda/check.cpp).
+void check_launch(const std::type_info& functor);
 
 template <class F>
 __global__ void for_each_kernel(int64_t n, F f) {
-  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride) f(i);
+  const Stride s = thread_stride(blockIdx.x, gridDim.x, threadIdx.x);
+  for (int64_t i = s.first; i < n; i += s.stride) f(i);
 }
 
 template <class F>
 __global__ void for_each_2d_kernel(int64_t rows, int64_t columns, F f) {
-  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * columns; i += stride)
-    f(i / columns, i % columns);
+  const Stride s = thread_stride(blockIdx.x, gridDim.x, threadIdx.x);
+  for (int64_t i = s.first; i < rows * columns; i += s.stride) {
+    const RowColumn at = row_column(i, columns);
+    f(at.row, at.column);
+  }
 }
 
-// One block: each thread adds its strided share, then a fixed tree. Deterministic; enough for one pass over the gradient.
-template <class Term, class Finish>
-__global__ void reduce_kernel(int64_t n, Term term, Finish finish) {
-  __shared__ double partial[1024];
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += term(i);
-  partial[threadIdx.x] = sum;
-  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+// The sum over a block's threads, in a fixed tree; for thread 0 only.
+__device__ inline double block_sum(double mine) {
+  __shared__ double partial[kLaunchThreads];
+  partial[threadIdx.x] = mine;
+  for (unsigned half = kLaunchThreads / 2; half > 0; half /= 2) {
     __syncthreads();
     if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
   }
-  if (threadIdx.x == 0) finish(partial[0]);
+  return threadIdx.x == 0 ? partial[0] : 0.0;
+}
+
+// A reduction in two launches: each block writes its share's sum, then one block adds those. No atomics: the order of the
+// additions is fixed by n alone.
+template <class Term>
+__global__ void partial_sums_kernel(int64_t n, Term term, double* partial) {
+  const Stride s = thread_stride(blockIdx.x, gridDim.x, threadIdx.x);
+  double sum = 0;
+  for (int64_t i = s.first; i < n; i += s.stride) sum += term(i);
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+template <class Finish>
+__global__ void finish_sum_kernel(int blocks, const double* partial, Finish finish) {
+  const double sum = block_sum(threadIdx.x < unsigned(blocks) ? partial[threadIdx.x] : 0.0);
+  if (threadIdx.x == 0) finish(sum);
 }
 
 struct CudaExec {
   cudaStream_t stream;
+  double* partial;  // [kReduceMaxBlocks], on the device
 
   template <class F>
   void for_each(int64_t n, const F& f, int64_t = 1) const {
-    if (n > 0) for_each_kernel<<<cuda_blocks(n), kCudaThreads, 0, stream>>>(n, f);
+    if (n == 0) return;
+    for_each_kernel<<<launch_blocks(n, kLaunchMaxBlocks), kLaunchThreads, 0, stream>>>(n, f);
+    check_launch(typeid(F));
   }
   template <class F>
   void for_each_2d(int64_t rows, int64_t columns, const F& f, int64_t = 1) const {
-    if (rows * columns > 0)
-      for_each_2d_kernel<<<cuda_blocks(rows * columns), kCudaThreads, 0, stream>>>(rows, columns, f);
+    if (rows * columns == 0) return;
+    const int blocks = launch_blocks(rows * columns, kLaunchMaxBlocks);
+    for_each_2d_kernel<<<blocks, kLaunchThreads, 0, stream>>>(rows, columns, f);
+    check_launch(typeid(F));
   }
   template <class Term, class Finish>
   void reduce(int64_t n, const Term& term, const Finish& finish) const {
-    reduce_kernel<<<1, 1024, 0, stream>>>(n, term, finish);
+    const int blocks = launch_blocks(n, kReduceMaxBlocks);
+    if (blocks > 0) partial_sums_kernel<<<blocks, kLaunchThreads, 0, stream>>>(n, term, partial);
+    finish_sum_kernel<<<1, kLaunchThreads, 0, stream>>>(blocks, partial, finish);
+    check_launch(typeid(Term));
   }
 };
 

@@ -39,7 +39,9 @@ struct SoftmaxLoss {  // over rows
     const float log_sum = logf(sum), even = smoothing / float(classes);
     // -sum q log p, with log p_c = z_c - top - log_sum
     const float hit = float(z[label]) - top - log_sum;
-    stats[row * 2] = -(1 - smoothing) * hit - even * (sum_z - float(classes) * log_sum);
+    // Without smoothing the other classes stay out: one of them may be ruled out by a logit of minus infinity.
+    const float others = smoothing > 0 ? even * (sum_z - float(classes) * log_sum) : 0.f;
+    stats[row * 2] = -(1 - smoothing) * hit - others;
     stats[row * 2 + 1] = best == label ? 1.f : 0.f;
     for (int64_t c = 0; c < classes; ++c) {
       const float p = expf(float(z[c]) - top - log_sum);

@@ -211,7 +211,8 @@ std::vector<Rule> rules() {
   const auto named = [&](const std::string& name) { return file_of("{\"" + name + "\":" + kByte + "}", 1); };
   const auto meta = [&](const std::string& value) { return file_of(R"({"__metadata__":)" + value + "}"); };
   const std::string big = "1099511627776";  // 2^40
-  std::string many = "{", strings = "{", deep = "{";
+  std::string many = "{", strings = "{", deep = "{", ones;
+  for (int i = 0; i < 1'000'000; ++i) ones += "1,";
   for (int i = 0; i < 100'000; ++i) deep += R"("shape":{)";
   for (int i = 0; i <= 100'000; ++i)
     many += fmt::format(R"({}"{}":{})", i ? "," : "", i, tensor(R"("U8")", "[0]", "[0,0]"));
@@ -277,6 +278,7 @@ std::vector<Rule> rules() {
       {"shape with a string", one(R"("U8")", R"(["1"])", "[0,1]", 1), "got a string"},
       {"shape nested", one(R"("U8")", "[[1]]", "[0,1]", 1), "got an array"},
       {"shape of 9 dimensions", one(R"("U8")", "[1,1,1,1,1,1,1,1,1]", "[0,1]", 1), "at most 8"},
+      {"shape of a million dimensions", one(R"("U8")", "[" + ones + "1]", "[0,1]", 1), "at most 8"},
       {"dimension above 2^40", one(R"("U8")", "[1099511627777]", "[0,1]", 1), "got the number 1099511627777"},
       {"dimension of 2^63", one(R"("U8")", "[9223372036854775808]", "[0,1]", 1), "2^40"},
       {"dimension of 2^64", one(R"("U8")", "[18446744073709551616]", "[0,1]", 1), "2^40"},
@@ -296,6 +298,8 @@ std::vector<Rule> rules() {
       {"offset of 2^64", one(R"("U8")", "[1]", "[0,18446744073709551616]", 1), "18446744073709551616"},
       {"offset of 2^64-1", one(R"("U8")", "[1]", "[0,18446744073709551615]", 1), "to at most 1"},
       {"offsets turned around", one(R"("U8")", "[1]", "[1,0]", 1), "got [1,0]"},
+      {"offsets turned around behind a tensor",
+       file_of(R"({"x":)" + kByte + R"(,"y":)" + tensor(R"("U8")", "[1]", "[1,0]") + "}", 1), "got [1,0]"},
       {"begins late", one(R"("U8")", "[1]", "[1,2]", 2), "from 0"},
       {"ends beyond the file", one(R"("U8")", "[2]", "[0,2]", 1), "to at most 1"},
       {"ends before the file", one(R"("U8")", "[1]", "[0,1]", 2),

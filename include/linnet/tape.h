@@ -42,14 +42,16 @@ class Tape {
   Tensor grad(const Tensor& leaf) const;
 
  private:
+  size_t slot(const Tensor& x) const;
   struct Node {
-    int var;
+    int64_t var;
     Backward backward;
   };
   Backend& backend_;
   Pool& pool_;
   std::vector<Node> nodes_;
-  std::vector<Tensor> grads_;       // by var
+  int64_t first_ = 0;               // the first var of this step: vars are never used again, so a stale tensor is seen
+  std::vector<Tensor> grads_;       // by var - first_
   std::vector<char> written_;       // by Param::index, since begin_step
 };
 

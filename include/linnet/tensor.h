@@ -40,7 +40,7 @@ class Shape {
   int rank() const { return rank_; }
   // s[-1] is the last extent.
   int64_t operator[](int i) const { return extents_[size_t(i < 0 ? i + rank_ : i)]; }
-  // The number of elements; throws when the product does not fit into 63 bits or an extent is negative.
+  // The number of elements; throws when their bytes do not fit into 63 bits or an extent is negative.
   int64_t numel() const;
   const int64_t* begin() const { return extents_.data(); }
   const int64_t* end() const { return extents_.data() + rank_; }
@@ -88,7 +88,7 @@ class Tensor {
   // Whether nobody else holds this memory. Only then may a gradient be added to in place (tape.h).
   bool sole_owner() const { return block_.use_count() == 1; }
 
-  int var = -1;  // slot on the tape; -1 for a constant
+  int64_t var = -1;  // its number on the tape; -1 for a constant
 
  private:
   std::shared_ptr<Block> block_;

@@ -15,11 +15,6 @@ namespace {
 constexpr auto kRedraw = std::chrono::milliseconds(100);
 constexpr auto kHeartbeat = std::chrono::seconds(30);
 
-bool terminal() {
-  const char *term = std::getenv("TERM"), *ci = std::getenv("CI");
-  return isatty(STDERR_FILENO) && !(term && std::string_view(term) == "dumb") && !(ci && *ci);
-}
-
 // Asked at every redraw, so that a resized window is right at once.
 size_t columns() {
   winsize size{};
@@ -37,10 +32,30 @@ void line(const std::string& text) {
   std::fflush(stderr);
 }
 
+// Parts side by side; one that does not fit the width starts a new line.
+std::string wrapped(const std::vector<std::string>& parts, size_t width) {
+  std::string text;
+  size_t used = 0;
+  for (const std::string& part : parts) {
+    if (used > 0 && used + 2 + part.size() > width) {
+      text += "\n";
+      used = 0;
+    }
+    text += (text.empty() ? "" : "  ") + part;
+    used += 2 + part.size();
+  }
+  return text;
+}
+
 }  // namespace
 
+bool can_redraw() {
+  const char *term = std::getenv("TERM"), *ci = std::getenv("CI");
+  return isatty(STDERR_FILENO) && !(term && std::string_view(term) == "dumb") && !(ci && *ci);
+}
+
 Console::Console(int64_t epochs, int64_t steps_per_epoch, int64_t batch_size)
-    : epochs_(epochs), steps_per_epoch_(steps_per_epoch), batch_size_(batch_size), bar_(terminal()) {}
+    : epochs_(epochs), steps_per_epoch_(steps_per_epoch), batch_size_(batch_size), bar_(can_redraw()) {}
 
 Console::~Console() { clear(); }
 
@@ -77,9 +92,11 @@ void Console::draw(int64_t step, int64_t epoch) {
   const int64_t done = step - epoch * steps_per_epoch_;
   const size_t width = columns() - 1;
   const std::string head = fmt::format("ep {}/{} ", epoch + 1, epochs_);
-  const std::string parts[] = {fmt::format(" {}/{}", done, steps_per_epoch_), fmt::format(" loss {:.3f}", loss_),
-                               fmt::format(" acc {:.1f}", 100 * acc_),        fmt::format(" ETA {}", eta(step)),
-                               fmt::format(" {:.0f} img/s", img_per_s_),      fmt::format(" lr {:.3g}", lr_)};
+  std::vector<std::string> parts = {fmt::format(" {}/{}", done, steps_per_epoch_)};
+  if (!std::isnan(loss_)) parts.push_back(fmt::format(" loss {:.3f} acc {:.1f}", loss_, 100 * acc_));
+  parts.push_back(fmt::format(" ETA {}", eta(step)));
+  parts.push_back(fmt::format(" {:.0f} img/s", img_per_s_));
+  if (!std::isnan(lr_)) parts.push_back(fmt::format(" lr {:.3g}", lr_));
   const size_t bar_width = width >= 60 ? 20 : 8;
   std::string text = head;
   if (text.size() + bar_width + 2 <= width) {
@@ -101,10 +118,16 @@ void Console::on_row(const Row& row) {
   }
   if (row.kind != "epoch") return;
   clear();
-  std::string text = fmt::format("epoch {:>{}}/{}  train loss {:.4f} acc {:5.2f} %", row.epoch,
-                                 std::to_string(epochs_).size(), epochs_, row["train/loss"], 100 * row["train/acc"]);
-  if (!std::isnan(row["val/acc"])) text += fmt::format("  val loss {:.4f} acc {:5.2f} %", row["val/loss"], 100 * row["val/acc"]);
-  line(text + fmt::format("  lr {:.4g}  {:.0f} img/s  ETA {}", row["lr"], row.img_per_s, eta(row.step)));
+  std::vector<std::string> parts = {
+      fmt::format("epoch {:>{}}/{}", row.epoch, std::to_string(epochs_).size(), epochs_),
+      fmt::format("train loss {:.4f} acc {:5.2f} %", row["train/loss"], 100 * row["train/acc"])};
+  if (!std::isnan(row["val/acc"]))
+    parts.push_back(fmt::format("val loss {:.4f} acc {:5.2f} %", row["val/loss"], 100 * row["val/acc"]));
+  parts.push_back(fmt::format("lr {:.4g}", row["lr"]));
+  parts.push_back(fmt::format("{:.0f} img/s", row.img_per_s));
+  parts.push_back(fmt::format("ETA {}", eta(row.step)));
+  constexpr size_t kTime = 9;  // what line() puts in front
+  line(wrapped(parts, bar_ ? columns() - std::min(columns(), kTime) : std::string::npos));
 }
 
 }  // namespace linnet

@@ -1,11 +1,15 @@
 // What a person sees of a run on stderr: a progress bar on a terminal, whole lines elsewhere.
 #pragma once
 #include <chrono>
+#include <cmath>
 #include <string>
 
 #include "linnet/trainer.h"
 
 namespace linnet {
+
+// Whether stderr is a terminal on which a line can be drawn anew.
+bool can_redraw();
 
 class Console : public Observer {
  public:
@@ -23,7 +27,7 @@ class Console : public Observer {
 
   int64_t epochs_, steps_per_epoch_, batch_size_;
   bool bar_, drawn_ = false;
-  double loss_ = 0, acc_ = 0, lr_ = 0;
+  double loss_ = NAN, acc_ = NAN, lr_ = NAN;  // of the last row; none yet
   Clock::time_point started_ = Clock::now(), last_ = {}, rate_from_ = Clock::now();
   int64_t rate_step_ = 0;
   double img_per_s_ = 0;

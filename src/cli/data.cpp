@@ -1,10 +1,9 @@
 // linnet data get|verify|stats
-#include <unistd.h>
-
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "cli.h"
+#include "console.h"
 #include "linnet/dataset.h"
 #include "linnet/error.h"
 
@@ -32,7 +31,7 @@ int get(const Options&) {
   }
   if (cache_dir().empty())
     fail(Exit::data, "there is no cache folder to download to: set HOME or XDG_CACHE_HOME to an absolute path");
-  const bool terminal = isatty(STDERR_FILENO);
+  const bool terminal = can_redraw();
   const auto path = download(cifar10_archive(), cache_dir() / "cifar-10-binary.tar.gz", [&](int64_t done, int64_t total) {
     if (terminal)
       fmt::print(stderr, "\rCIFAR-10: {:3} %  {} of {} MiB\x1b[K", 100 * done / std::max<int64_t>(total, 1), done >> 20,

@@ -77,7 +77,9 @@ void add_eval(CLI::App& app, Command& command) {
   verb->add_option("--data", options->data, "folder or archive with CIFAR-10");
   verb->add_option("--split", options->split, "test, val or train")->check(CLI::IsMember({"test", "val", "train"}));
   verb->add_option("--mean", options->mean, "per-channel mean of pixel/255")->delimiter(',');
-  verb->add_option("--std", options->std, "per-channel standard deviation of pixel/255")->delimiter(',');
+  verb->add_option("--std", options->std, "per-channel standard deviation of pixel/255")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
   verb->add_option("--device", options->device, "auto, cpu or cuda");
   verb->add_option("--batch-size", options->batch_size, "images per batch (no effect on the result)")
       ->check(CLI::PositiveNumber);

@@ -1,10 +1,13 @@
 // The command line. Every error ends here: one message on stderr, one exit code (docs/DESIGN.md, "The command line").
+#include <fmt/ranges.h>
+
 #include <cstdio>
 #include <new>
 
 #include "cli.h"
 #include "linnet/error.h"
 #include "linnet/run.h"
+#include "linnet/text.h"
 
 int main(int argc, char** argv) {
   using namespace linnet;
@@ -33,6 +36,14 @@ int main(int argc, char** argv) {
   } catch (const CLI::CallForVersion& e) {
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
+    if (argc > 1 && argv[1][0] != '-' && app.get_subcommands().empty()) {
+      std::vector<std::string> verbs;
+      for (const CLI::App* verb : app.get_subcommands({})) verbs.push_back(verb->get_name());
+      const std::string near = nearest(argv[1], verbs);
+      fmt::print(stderr, "error: unknown verb '{}'{}; known are {}\n", escaped(argv[1]),
+                 near.empty() ? "" : fmt::format(": did you mean '{}'?", near), fmt::join(verbs, ", "));
+      return int(Exit::usage);
+    }
     std::fprintf(stderr, "error: %s\nhelp: linnet --help lists the verbs, linnet VERB --help the options of one\n", e.what());
     return int(Exit::usage);
   }

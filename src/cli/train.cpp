@@ -49,9 +49,10 @@ int train(const Options& o) {
   Outcome outcome;
   try {
     outcome = trainer.run({&run, &console}, [] { return caught != 0; });
-  } catch (const Error& e) {
+  } catch (const std::exception& e) {
     console.clear();
-    run.fail_run(e.exit == Exit::diverged ? "diverged" : "failed", e.what());
+    const auto* error = dynamic_cast<const Error*>(&e);
+    run.fail_run(error && error->exit == Exit::diverged ? "diverged" : "failed", e.what());
     throw;
   }
   console.clear();

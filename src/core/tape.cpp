@@ -5,7 +5,7 @@
 namespace linnet {
 
 Tensor Tape::leaf(Tensor x) {
-  x.var = int(grads_.size());
+  x.var = first_ + int64_t(grads_.size());
   grads_.emplace_back();
   return x;
 }
@@ -16,12 +16,17 @@ Tensor Tape::track(Tensor y, Backward backward) {
   return y;
 }
 
+size_t Tape::slot(const Tensor& x) const {
+  require(x.var >= first_ && x.var - first_ < int64_t(grads_.size()),
+          "[tape] this tensor was recorded before begin_step; run forward again");
+  return size_t(x.var - first_);
+}
+
 void Tape::add_grad(const Tensor& x, Tensor dx) {
   if (!wants(x)) return;
-  require(size_t(x.var) < grads_.size(), "[tape] this tensor was recorded before begin_step; run forward again");
   require(dx.shape() == x.shape(), "[tape] expected a gradient of shape {}, got {}", x.shape(), dx.shape());
   dx.var = -1;
-  Tensor& sum = grads_[size_t(x.var)];
+  Tensor& sum = grads_[slot(x)];
   if (!sum) {
     sum = std::move(dx);
   } else if (sum.sole_owner()) {
@@ -47,6 +52,7 @@ void Tape::add_grad(const Param& p, const std::function<void(const Tensor& dw)>&
 
 void Tape::begin_step() {
   nodes_.clear();
+  first_ += int64_t(grads_.size());
   grads_.clear();
   written_.assign(written_.size(), 0);
 }
@@ -63,10 +69,10 @@ void Tape::backward(const Tensor& y, Tensor dy) {
   while (!nodes_.empty()) {
     Node node = std::move(nodes_.back());
     nodes_.pop_back();  // when `node` goes, so does what its closure kept for backward
-    if (Tensor g = std::move(grads_[size_t(node.var)]); g) node.backward(g);
+    if (Tensor g = std::move(grads_[size_t(node.var - first_)]); g) node.backward(g);
   }
 }
 
-Tensor Tape::grad(const Tensor& leaf) const { return leaf.var >= 0 ? grads_[size_t(leaf.var)] : Tensor(); }
+Tensor Tape::grad(const Tensor& leaf) const { return wants(leaf) ? grads_[slot(leaf)] : Tensor(); }
 
 }  // namespace linnet

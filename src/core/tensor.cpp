@@ -30,9 +30,11 @@ Shape::Shape(std::initializer_list<int64_t> extents) : rank_(int(extents.size())
 }
 
 int64_t Shape::numel() const {
+  constexpr int64_t kMost = INT64_MAX / 8;  // the bytes must fit, too
   int64_t n = 1;
   for (int64_t extent : *this) {
-    require(extent >= 0 && !__builtin_mul_overflow(n, extent, &n), "[shape] {} is not a size", to_string(*this));
+    require(extent >= 0 && !__builtin_mul_overflow(n, extent, &n) && n <= kMost, "[shape] {} is not a size",
+            to_string(*this));
   }
   return n;
 }
@@ -57,7 +59,7 @@ Tensor Tensor::reshape(const Shape& shape) const {
 }
 
 Tensor Tensor::slice(int64_t first, const Shape& shape) const {
-  require(first >= 0 && first + shape.numel() <= numel_, "[slice] {} elements from {} are outside a tensor of {}",
+  require(first >= 0 && first <= numel_ - shape.numel(), "[slice] {} elements from {} are outside a tensor of {}",
           shape.numel(), first, numel_);
   Tensor t(block_, shape, dtype_, offset_ + first * int64_t(size_of(dtype_)));
   return t;

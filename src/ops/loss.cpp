@@ -23,8 +23,8 @@ Loss softmax_cross_entropy(Pass& p, const Tensor& logits, const Tensor& labels, 
 }
 
 Tensor mse_loss(Pass& p, const Tensor& x, const Tensor& target) {
-  require(x.shape() == target.shape() && x.dtype() == target.dtype(), "[mse_loss] expected a target like {}, got {}",
-          x.shape(), target.shape());
+  require(x.shape() == target.shape() && x.dtype() == target.dtype(), "[mse_loss] expected a target like {} of {}, got {} of {}",
+          x.shape(), name_of(x.dtype()), target.shape(), name_of(target.dtype()));
   Tensor loss = p.pool.empty({1}, DType::f32);
   Tensor slope = p.pool.empty(x.shape(), x.dtype());
   p.be.mse_loss(loss, slope, x, target);

@@ -41,7 +41,8 @@ fs::path default_run_dir(const Config& c) {
   const std::string name = fmt::format("{:%Y-%m-%d_%H%M%S}_{}_{}_s{}", fmt::localtime(std::time(nullptr)), c.model.name,
                                        c.optimizer.name, c.train.seed);
   fs::path dir = root / name;
-  for (int i = 2; fs::exists(dir); ++i) dir = root / fmt::format("{}-{}", name, i);
+  std::error_code ignored;  // RunFolder says what is wrong with a folder that cannot be looked into
+  for (int i = 2; fs::exists(dir, ignored); ++i) dir = root / fmt::format("{}-{}", name, i);
   return dir;
 }
 

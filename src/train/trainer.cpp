@@ -27,6 +27,13 @@ std::vector<int32_t> epoch_order(int64_t n, uint64_t seed, int64_t epoch, bool s
   return order;
 }
 
+[[noreturn]] void fail_diverged(double loss, const std::string& where) {
+  fail(Exit::diverged,
+       "training diverged: the loss is {} {}. Use a smaller optimizer.lr, a longer schedule.warmup or "
+       "optimizer.clip_norm = 1",
+       loss, where);
+}
+
 }  // namespace
 
 double Row::operator[](std::string_view name) const {
@@ -124,11 +131,7 @@ Trainer::Sums Trainer::take_sums() {
   backend_.download(totals, totals_);
   backend_.zero(totals_);
   const Sums sums{totals[0], totals[1], std::exchange(counted_, 0)};
-  if (!std::isfinite(sums.loss))
-    fail(Exit::diverged,
-         "training diverged: the loss is {} in epoch {}, before step {}. Use a smaller optimizer.lr, a longer "
-         "schedule.warmup or optimizer.clip_norm = 1",
-         sums.loss, epoch_ + 1, step_);
+  if (!std::isfinite(sums.loss)) fail_diverged(sums.loss, fmt::format("in epoch {}, before step {}", epoch_ + 1, step_));
   return sums;
 }
 
@@ -164,6 +167,7 @@ Outcome Trainer::run(const std::vector<Observer*>& observers, const std::functio
     row.img_per_s = double(epoch_sums.images) / (now_s() - epoch_mark);
     if (val_) {
       const Accuracy val = net_.evaluate(*val_, config_.train.eval_batch_size, data_.train.classes);
+      if (!std::isfinite(val.loss)) fail_diverged(val.loss, fmt::format("on the validation images after epoch {}", epoch + 1));
       row.values.insert(row.values.end(), {{"val/loss", val.loss}, {"val/acc", val.acc}});
     }
     row.values.emplace_back("lr", double(schedule_(step_ - 1)));
@@ -175,6 +179,7 @@ Outcome Trainer::run(const std::vector<Observer*>& observers, const std::functio
   const Accuracy accuracy =
       net_.evaluate(upload_source(backend_, test, config_.data.mean, config_.data.std), config_.train.eval_batch_size,
                     test.classes);
+  if (!std::isfinite(accuracy.loss)) fail_diverged(accuracy.loss, "on the test images");
   Row row{.kind = "test"};
   row.values = {{"test/loss", accuracy.loss}, {"test/acc", accuracy.acc}};
   report(row);

@@ -11,6 +11,7 @@
 #include "kernels/exec_cpu.h"
 #include "kernels/shared_backend.h"
 #include "src/backend/backends.h"
+#include "winograd.h"
 
 namespace linnet {
 
@@ -18,12 +19,14 @@ namespace {
 
 struct CpuBlock : Block {
   explicit CpuBlock(size_t size) {
-    // Large blocks lie on 2 MB pages where the kernel grants them: fewer TLB misses, 1 to 6 % of a step (docs/DESIGN.md).
+    // Large blocks lie on 2 MB pages where the kernel grants them: fewer TLB misses, 1 to 6 % of a step
+    // (docs/DESIGN.md).
     constexpr size_t kHuge = size_t(2) << 20;
     const size_t alignment = size >= kHuge ? kHuge : 64;
     bytes = (size + alignment - 1) / alignment * alignment;
     data = std::aligned_alloc(alignment, bytes);
-    if (!data) fail(Exit::device, "out of memory: {} MiB more were asked for; use a smaller batch or model", size >> 20);
+    if (!data)
+      fail(Exit::device, "out of memory: {} MiB more were asked for; use a smaller batch or model", size >> 20);
     if (alignment == kHuge) madvise(data, bytes, MADV_HUGEPAGE);  // advice: a refusal costs speed only
   }
   ~CpuBlock() override { std::free(data); }
@@ -37,7 +40,9 @@ struct CpuReplay : Replay {
 
 class CpuBackend final : public SharedBackend<CpuExec> {
  public:
-  explicit CpuBackend(int threads) : SharedBackend({nullptr}), pool_(threads), convolutions_(pool_) { exec_.pool = &pool_; }
+  explicit CpuBackend(int threads) : SharedBackend({nullptr}), pool_(threads), convolutions_(pool_), winograd_(pool_) {
+    exec_.pool = &pool_;
+  }
 
   Device device() const override { return Device::cpu; }
   std::vector<std::pair<std::string, std::string>> info() const override {
@@ -56,14 +61,24 @@ class CpuBackend final : public SharedBackend<CpuExec> {
     return std::make_unique<CpuReplay>(std::move(step));
   }
 
+  // Winograd where it applies (3x3, stride 1: nearly all of a ResNet), oneDNN for the rest.
   void conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv) override {
-    convolutions_.forward(y, x, w, conv);
+    if (winograd_takes(x, w.shape(), conv))
+      winograd_.forward(y.data<float>(), x.data<float>(), w.data<float>(), winograd_shape(x, w.shape()));
+    else
+      convolutions_.forward(y, x, w, conv);
   }
   void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) override {
-    convolutions_.backward_data(dx, dy, w, conv);
+    if (winograd_takes(dx, w.shape(), conv))
+      winograd_.backward_data(dx.data<float>(), dy.data<float>(), w.data<float>(), winograd_shape(dx, w.shape()));
+    else
+      convolutions_.backward_data(dx, dy, w, conv);
   }
   void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv conv) override {
-    convolutions_.backward_weight(dw, dy, x, conv);
+    if (winograd_takes(x, dw.shape(), conv))
+      winograd_.backward_weight(dw.data<float>(), dy.data<float>(), x.data<float>(), winograd_shape(x, dw.shape()));
+    else
+      convolutions_.backward_weight(dw, dy, x, conv);
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train) override {
@@ -79,8 +94,16 @@ class CpuBackend final : public SharedBackend<CpuExec> {
   }
 
  private:
+  static bool winograd_takes(const Tensor& x, const Shape& w, Conv conv) {
+    return x.dtype() == DType::f32 && Winograd::takes(w, conv);
+  }
+  static WinogradShape winograd_shape(const Tensor& x, const Shape& w) {
+    return {x.dim(0), x.dim(1), x.dim(2), x.dim(3), w[0]};
+  }
+
   ThreadPool pool_;
   Convolutions convolutions_;
+  Winograd winograd_;
 };
 
 }  // namespace

@@ -42,7 +42,9 @@ Simd best_simd() {
 }
 
 Winograd::Winograd(ThreadPool& pool, Simd simd)
-    : pool_(pool), kernels_(kernels_of(simd)), scratch_(size_t(pool.threads())) {}
+    : pool_(pool), kernels_(kernels_of(simd)), scratch_(size_t(pool.threads())) {
+  require(simd != Simd::avx512 || best_simd() == Simd::avx512, "[winograd] this processor has no AVX-512");
+}
 
 bool Winograd::takes(const Shape& w, Conv conv) {
   return w.rank() == 4 && w[1] == 3 && w[2] == 3 && conv.stride == 1 && conv.pad == 1 && w[0] % kWinogradGroup == 0 &&
@@ -52,9 +54,10 @@ bool Winograd::takes(const Shape& w, Conv conv) {
 float* Winograd::Buffer::at_least(int64_t floats) {
   if (floats > size) {
     const size_t bytes = (size_t(floats) * sizeof(float) + 63) / 64 * 64;
+    size = 0;
     data.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
     if (!data) fail(Exit::device, "out of memory: {} MiB of workspace for a convolution", bytes >> 20);
-    std::memset(data.get(), 0, bytes);  // unused rows of a block are multiplied too; what they hold must be numbers
+    std::memset(data.get(), 0, bytes);  // the products also read rows of a block that nobody wrote
     size = floats;
   }
   return data.get();

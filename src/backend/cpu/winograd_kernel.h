@@ -1,39 +1,41 @@
 // Winograd convolution F(4x4, 3x3), after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015),
 // https://arxiv.org/abs/1509.09308. Compiled once per instruction set, by winograd_avx2.cpp and winograd_avx512.cpp.
 //
-// The idea. A 4x4 tile of the output of a 3x3 convolution depends on a 6x6 patch of the input. Computed directly it
-// costs 4*4*3*3 = 144 multiplications per pair of channels. In one dimension: four outputs y of a filter g over six
+// The idea. A 4x4 tile of the output of a 3x3 convolution depends on a 6x6 patch of the input. The direct sum takes
+// 4*4*3*3 = 144 multiplications per pair of channels. Take one dimension first: four outputs y of a filter g over six
 // inputs d,
 //     y[i] = d[i] g[0] + d[i+1] g[1] + d[i+2] g[2],   i = 0..3,
 // can be had with six multiplications in place of twelve (Winograd 1980):
 //     y = A^T [ (G g) . (B^T d) ]              "." is the product of elements; A^T is 4x6, G 6x3, B^T 6x6.
-// Why it holds: multiplying two polynomials whose product has six coefficients takes six multiplications, once both are
-// known at six points; here the points are 0, 1, -1, 2, -2 and infinity. G evaluates the filter there (rows 1 p p^2,
-// each times a constant), A^T is the transpose of evaluating four values there (1 p p^2 p^3), B^T is the transpose of
-// interpolation: a convolution's outputs relate to its inputs as a product's factors to its coefficients.
+// Why it holds: the product of two polynomials with 3 and 4 coefficients has 6. Evaluate both at six points, here 0, 1,
+// -1, 2, -2 and infinity, multiply the six pairs of values, interpolate: six multiplications. The sum above is the
+// transpose of that product as a linear map, so its steps are the transposed ones in reverse order: first B^T, the
+// transpose of interpolation; then the six multiplications with the filter's values G g (G has rows 1 p p^2, each times
+// a constant that interpolation left over); then A^T, the transpose of evaluating four coefficients (rows 1 p p^2 p^3).
 // In two dimensions the transforms act on columns, then on rows: 36 multiplications in place of 144.
 //
 // Over channels the products of elements become 36 matrix products, one for each position p of the 6x6:
 //   1. data transform     V[p][tile][c] = B^T d B   for every tile and input channel
 //   2. filter transform   U[p][c][k]    = G g G^T   for every pair of channels, once per call
-//   3. 36 products        M[p] = V[p] U[p]          [tiles,c] x [c,k]: nearly all of the work
+//   3. 36 products        M[p] = V[p] U[p]          [tiles,c] x [c,k]: most of the time
 //   4. output transform   y = A^T M A               for every tile and output channel
-// The transforms use few different constants, and their cost is shared by all channels of the other side.
+// The more channels, the more products share one transform.
 //
 // The gradient of the input is the same convolution with filters turned by 180 degrees and channels exchanged.
 // The gradient of the weights is a convolution too: three outputs (the taps) of a "filter" of four pixels over six,
-// F(3x3, 4x4). It has the same six points, hence the same B^T, a G with rows 1 p p^2 p^3 and an A^T with 1 p p^2. Which
-// of x and dy is the filter is free; here x comes in 4x4 tiles and dy in 6x6 patches (the very ones that backward-data
-// uses):
+// F(3x3, 4x4). 3 + 4 coefficients again, so the same six points and the same B^T, a G with rows 1 p p^2 p^3 and an A^T
+// with 1 p p^2. Which of x and dy is the filter is free; here x comes in 4x4 tiles and dy in 6x6 patches:
 //     dw[2-r] = sum over tiles and i of x[i] dy[i+r],  r = 0..2, dy's patch beginning one pixel before the tile.
 //
-// Rounding: with the points up to 2 the errors are some ten times those of the direct sum: 1e-6 relative.
+// Rounding: the points 2 and -2 make for errors some ten times those of the direct sum, a few 1e-6 of the largest
+// value.
 //
 // Layout. Vectors run along channels. A block of tiles is kept as [channels/16][tile][36 (+1)][16], so that a transform
 // writes one run of memory and the matrix products find everything at fixed distances.
 //
 // This file must not include C++ headers: an inline function of theirs, compiled here for AVX-512, could be the copy
-// that the linker keeps for everyone. All functions here are in an unnamed namespace for the same reason.
+// that the linker keeps for everyone. All functions here are in an unnamed namespace for the same reason. Vectors are
+// the extension that GCC and clang share.
 #include "winograd_table.h"
 
 namespace linnet {
@@ -46,7 +48,7 @@ constexpr int kBlock = WINOGRAD_BLOCK;
 constexpr int kGroup = kWinogradGroup;
 constexpr int kPositions = kWinogradPositions;
 
-// A tile of one group. The 37th position is never used: without it tiles would lie 36 cache lines apart and share few
+// A tile of one group. The 37th position is unused: 36 cache lines apart, tiles would compete for few of the cache's
 // sets.
 constexpr int kTile = (kPositions + 1) * kGroup;
 constexpr int64_t kPlane = int64_t(kBlock) * kTile;  // all tiles of one group
@@ -113,8 +115,8 @@ inline void tap_line(const V (&m)[6], V (&o)[3]) {
   o[2] = a + 4 * c + m[5];
 }
 
-// Line on every column, then on every row: In x In values become Out x Out. at(i, j) gives an input, put(i, j, v) takes
-// an output.
+// `line` on every column, then on every row: In x In values become Out x Out. at(i, j) gives an input, put(i, j, v)
+// takes an output.
 template <int In, int Out, void (*line)(const V (&)[In], V (&)[Out]), class At, class Put>
 [[gnu::always_inline]] inline void transform(const At& at, const Put& put) {
   V columns[Out][In];
@@ -148,7 +150,7 @@ struct Patch {
     whole = row >= 0 && column >= 0 && row + Size <= s.h && column + Size <= s.w;
   }
   bool inside(const WinogradShape& s, int i, int j) const {
-    return whole || (uint64_t(row + i) < uint64_t(s.h) && uint64_t(column + j) < uint64_t(s.w));
+    return uint64_t(row + i) < uint64_t(s.h) && uint64_t(column + j) < uint64_t(s.w);
   }
   int64_t offset(const WinogradShape& s, int64_t channels) const {
     return ((image * s.h + row) * s.w + column) * channels;
@@ -183,10 +185,14 @@ void write_tiles(float* out, const float* block, const WinogradShape& s, int64_t
     float* to = out + patch.offset(s, channels);
     for (int64_t c = 0; c < channels; c += kLanes) {
       const float* from = block + c / kGroup * kPlane + (t - first) * kTile + c % kGroup;
-      transform<6, 4, output_line>([&](int i, int j) { return load(from + (i * 6 + j) * kGroup); },
-                                   [&](int i, int j, V v) {
-                                     if (patch.inside(s, i, j)) store(to + i * row + j * channels + c, v);
-                                   });
+      const auto at = [&](int i, int j) { return load(from + (i * 6 + j) * kGroup); };
+      const auto put = [&](int i, int j, V v) { store(to + (i * row + j * channels + c), v); };
+      if (patch.whole)
+        transform<6, 4, output_line>(at, put);
+      else
+        transform<6, 4, output_line>(at, [&](int i, int j, V v) {
+          if (patch.inside(s, i, j)) put(i, j, v);
+        });
     }
   }
 }
@@ -226,8 +232,8 @@ void multiply(float* m, const float* v, const float* u, int64_t inputs) {
 
 template <int Groups>
 void multiply_group(float* m, const float* v, const float* u, int64_t tiles, int64_t inputs) {
-  for (int64_t t = 0; t < tiles;
-       t += kRowsFor<Groups>)  // rows beyond `tiles` hold leftovers; nobody reads their products
+  // Rows beyond `tiles` hold leftovers; nobody reads their products.
+  for (int64_t t = 0; t < tiles; t += kRowsFor<Groups>)
     multiply<kRowsFor<Groups>, Groups>(m + t * kTile, v + t * kTile, u, inputs);
 }
 
@@ -240,8 +246,8 @@ void multiply_block(float* m, const float* v, const float* u, int64_t tiles, int
     multiply_group<1>(m + group * kPlane, v, u + group * inputs * kGroup, tiles, inputs);
 }
 
-// For Rows channels of dy and `Groups` groups of x at one position: sums[k][c] += sum over tiles of y[tile][k]
-// x[tile][c]. y and x are in blocks; sums is [group][outputs][16].
+// For `Rows` channels of dy and `Groups` groups of x, at one position: sums[k][c] += sum over tiles of
+// y[tile][k] x[tile][c]. y and x are in blocks; sums is [group][outputs][16].
 template <int Rows, int Groups>
 void accumulate(float* sums, const float* y, const float* x, int64_t tiles, int64_t outputs) {
   constexpr int kVectors = Groups * kGroup / kLanes;

@@ -1,0 +1,43 @@
+// Small runs for tests: synthetic 16x16 images, a few steps an epoch.
+#pragma once
+#include "linnet/trainer.h"
+#include "src/backend/backends.h"
+
+namespace linnet {
+
+inline Config tiny_config(const std::string& model) {
+  Config c;
+  c.model.name = model;
+  c.data = {.name = "synthetic", .val = 24, .samples = 120, .image_size = 16};
+  c.train.epochs = 2;
+  c.train.batch_size = 32;  // 96 training images: 3 steps an epoch
+  c.train.eval_batch_size = 16;
+  c.train.seed = 1;
+  c.optimizer.lr = 0.05;
+  c.log.interval = 1;
+  return c;
+}
+
+// A trainer together with all that it refers to.
+struct TinyRun : Observer {
+  explicit TinyRun(const Config& given, int threads = 2)
+      : config(given),
+        backend(make_cpu_backend(threads)),
+        data(load_run_data(config)),
+        trainer(config, *backend, data) {}
+  Outcome run(const std::function<bool()>& stop = [] { return false; }) { return trainer.run({this}, stop); }
+  void on_row(const Row& row) override { rows.push_back(row); }
+  const Row& last(const std::string& kind) const {
+    for (auto row = rows.rbegin(); row != rows.rend(); ++row)
+      if (row->kind == kind) return *row;
+    fail(Exit::failure, "there is no row of kind '{}'", kind);
+  }
+
+  Config config;
+  std::unique_ptr<Backend> backend;
+  RunData data;
+  Trainer trainer;
+  std::vector<Row> rows;
+};
+
+}  // namespace linnet
