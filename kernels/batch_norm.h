@@ -1,6 +1,6 @@
-// Batch norm (Ioffe and Szegedy 2015) with the residual add and the ReLU, as functors: for a backend that has no routine
-// of its own. x is [rows, channels]. Sums are double; rows are added within segments, segments within groups, groups in the
-// end, each in order: the result depends on the shape alone.
+// Batch norm (Ioffe and Szegedy 2015) with the residual add and the ReLU, as functors: for a backend that has no
+// routine of its own. x is [rows, channels]. Sums are double; rows are added within segments, segments within groups,
+// groups in the end, each in order: the result depends on the shape alone.
 #pragma once
 #include "hd.h"
 

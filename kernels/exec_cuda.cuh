@@ -35,8 +35,8 @@ __device__ inline double block_sum(double mine) {
   return threadIdx.x == 0 ? partial[0] : 0.0;
 }
 
-// A reduction in two launches: each block writes its share's sum, then one block adds those. No atomics: the order of the
-// additions is fixed by n alone.
+// A reduction in two launches: each block writes its share's sum, then one block adds those. No atomics: the order of
+// the additions is fixed by n alone.
 template <class Term>
 __global__ void partial_sums_kernel(int64_t n, Term term, double* partial) {
   const Stride s = thread_stride(blockIdx.x, gridDim.x, threadIdx.x);

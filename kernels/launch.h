@@ -1,13 +1,13 @@
-// Which thread of a CUDA launch visits which index, in plain arithmetic: tests/cuda_geometry_test.cpp runs it on the CPU.
-// Grid-stride loops: any number of elements is right with any grid.
+// Which thread of a CUDA launch visits which index, in plain arithmetic: tests/cuda_geometry_test.cpp runs it on the
+// CPU. Grid-stride loops: any number of elements is right with any grid.
 #pragma once
 #include "hd.h"
 
 namespace linnet {
 
-inline constexpr int kLaunchThreads = 256;      // of a block
-inline constexpr int kLaunchMaxBlocks = 4096;   // enough to fill any GPU several times
-inline constexpr int kReduceMaxBlocks = 256;    // their partial sums are added by one block of as many threads
+inline constexpr int kLaunchThreads = 256;     // of a block
+inline constexpr int kLaunchMaxBlocks = 4096;  // enough to fill any GPU several times
+inline constexpr int kReduceMaxBlocks = 256;   // their partial sums are added by one block of as many threads
 static_assert(kReduceMaxBlocks == kLaunchThreads);
 
 // Blocks for n elements: one element a thread up to `most` blocks, more beyond.

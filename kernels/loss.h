@@ -5,8 +5,8 @@
 namespace linnet {
 
 // Softmax cross-entropy with label smoothing (torch.nn.functional.cross_entropy): with p = softmax(z) and the target
-// q = (1 - s) * onehot + s / C, loss = -sum q log p and d loss / dz = p - q. A row whose label is -1 is padding: no loss, no
-// gradient, not counted.
+// q = (1 - s) * onehot + s / C, loss = -sum q log p and d loss / dz = p - q. A row whose label is -1 is padding: no
+// loss, no gradient, not counted.
 template <class T>
 struct SoftmaxLoss {  // over rows
   const T* __restrict__ logits;

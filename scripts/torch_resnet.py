@@ -11,6 +11,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
         self.pad = 0
         self.shortcut = nn.Sequential()
         if inputs != outputs and option == "A":
@@ -19,10 +20,10 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x):
-        h = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        h = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         if self.pad:
-            return F.relu(h + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)))
-        return F.relu(h + self.shortcut(x))
+            return self.relu(h + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)))
+        return self.relu(h + self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -30,6 +31,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU()
         inputs = 16
         for stage, outputs in enumerate((16, 32, 64), start=1):
             blocks = []
@@ -40,6 +42,6 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(inputs, classes)
 
     def forward(self, x):
-        h = F.relu(self.bn1(self.conv1(x)))
+        h = self.relu(self.bn1(self.conv1(x)))
         h = self.layer3(self.layer2(self.layer1(h)))
         return self.linear(h.mean(dim=(2, 3)))

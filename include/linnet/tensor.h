@@ -1,6 +1,7 @@
 // The tensor: a value that names a shape, an element type and a share of a piece of memory. Copying a Tensor never copies
 // elements. Activations are NHWC: [batch, height, width, channels]; convolution weights are [out, kernel_h, kernel_w, in].
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -105,6 +106,7 @@ struct fmt::formatter<linnet::Shape> {
   constexpr auto parse(fmt::format_parse_context& context) { return context.begin(); }
   template <class Context>
   auto format(const linnet::Shape& s, Context& context) const {
-    return fmt::format_to(context.out(), "{}", linnet::to_string(s));
+    const std::string text = linnet::to_string(s);
+    return std::copy(text.begin(), text.end(), context.out());
   }
 };

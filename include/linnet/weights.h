@@ -1,5 +1,6 @@
 // A model's parameters and buffers as a safetensors file, with the names and layouts of PyTorch's modules: convolution
-// weights are [out, in, kernel_h, kernel_w] in the file.
+// weights are [out, in, kernel_h, kernel_w] in the file. A linear layer behind flatten() keeps Linnet's order of
+// inputs, which is height, width, channel; PyTorch's is channel, height, width.
 #pragma once
 #include <filesystem>
 #include <map>

@@ -36,6 +36,8 @@ int evaluate(const Options& o) {
   if (!o.data.empty()) config.data.path = o.data;
   if (!o.mean.empty()) config.data.mean = o.mean;
   if (!o.std.empty()) config.data.std = o.std;
+  for (const double s : o.std)
+    if (!(s > 0)) fail(Exit::usage, "--std expects numbers above 0, got {}", s);
   if (o.batch_size > 0) config.train.eval_batch_size = o.batch_size;
 
   const auto backend = make_backend(o.device);
@@ -77,12 +79,10 @@ void add_eval(CLI::App& app, Command& command) {
   verb->add_option("--data", options->data, "folder or archive with CIFAR-10");
   verb->add_option("--split", options->split, "test, val or train")->check(CLI::IsMember({"test", "val", "train"}));
   verb->add_option("--mean", options->mean, "per-channel mean of pixel/255")->delimiter(',');
-  verb->add_option("--std", options->std, "per-channel standard deviation of pixel/255")
-      ->delimiter(',')
-      ->check(CLI::PositiveNumber);
+  verb->add_option("--std", options->std, "per-channel standard deviation of pixel/255")->delimiter(',');
   verb->add_option("--device", options->device, "auto, cpu or cuda");
   verb->add_option("--batch-size", options->batch_size, "images per batch (no effect on the result)")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 65536));
   verb->add_flag("--json", options->json, "JSON on stdout");
   verb->callback([options, &command] { command = [options] { return evaluate(*options); }; });
 }

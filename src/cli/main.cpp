@@ -1,6 +1,7 @@
 // The command line. Every error ends here: one message on stderr, one exit code (docs/DESIGN.md, "The command line").
 #include <fmt/ranges.h>
 
+#include <csignal>
 #include <cstdio>
 #include <new>
 
@@ -11,6 +12,7 @@
 
 int main(int argc, char** argv) {
   using namespace linnet;
+  std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then a write error with a message, not a kill
   CLI::App app{"Linnet trains small convolutional networks on CIFAR-10.\n\n"
                "  linnet train configs/quickstart.toml            train, and find the run under runs/\n"
                "  linnet eval runs/NAME                           measure a finished run on the test set\n"

@@ -3,6 +3,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <optional>
 
 #include "cli.h"
 #include "console.h"
@@ -23,14 +24,14 @@ void on_signal(int signal) {
 struct Options {
   std::string config, out, device;
   std::vector<std::string> set;
-  int64_t seed = -1, epochs = -1;
+  std::optional<int64_t> seed, epochs;
   bool json = false;
 };
 
 int train(const Options& o) {
   std::vector<std::string> overrides = o.set;
-  if (o.seed >= 0) overrides.push_back(fmt::format("train.seed={}", o.seed));
-  if (o.epochs >= 0) overrides.push_back(fmt::format("train.epochs={}", o.epochs));
+  if (o.seed) overrides.push_back(fmt::format("train.seed={}", *o.seed));
+  if (o.epochs) overrides.push_back(fmt::format("train.epochs={}", *o.epochs));
   if (!o.device.empty()) overrides.push_back("train.device=" + o.device);
   Config config = load_config(o.config, overrides);
 
@@ -83,8 +84,8 @@ void add_train(CLI::App& app, Command& command) {
       ->allow_extra_args(false);
   verb->add_option("-o,--out", options->out, "folder of the run; must not exist or be empty (default: below runs/)");
   verb->add_option("--device", options->device, "auto, cpu or cuda: the same as --set train.device=");
-  verb->add_option("--seed", options->seed, "the same as --set train.seed=")->check(CLI::NonNegativeNumber);
-  verb->add_option("--epochs", options->epochs, "the same as --set train.epochs=")->check(CLI::PositiveNumber);
+  verb->add_option("--seed", options->seed, "the same as --set train.seed=");
+  verb->add_option("--epochs", options->epochs, "the same as --set train.epochs=");
   verb->add_flag("--json", options->json, "print the run's summary as JSON on stdout");
   verb->callback([options, &command] { command = [options] { return train(*options); }; });
 }

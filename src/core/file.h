@@ -52,7 +52,8 @@ std::string read_file(const std::filesystem::path& path, uint64_t limit, Exit ex
 
 // Makes `path` a file of these pieces, one after the other. They go to a temporary file in the same folder, which is
 // synced and then renamed; the folder is synced last, so that after the return even a power cut leaves the new file. On
-// an error the temporary file is removed and `path` is what it was. A kill can leave one behind: `.linnet-PID-N.tmp`.
+// an error the temporary file is removed and `path` is what it was (the new file only where the folder's sync failed,
+// as the message then says). A kill can leave one behind: `.linnet-PID-N.tmp`. SIGXFSZ must be ignored by the process.
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::string_view> pieces, Exit exit);
 void write_file_atomically(const std::filesystem::path& path, std::string_view content, Exit exit);
 

@@ -34,6 +34,7 @@ Param& ParamStore::add(const std::string& name, const Shape& shape, bool decay, 
 }
 
 Buffer& ParamStore::add_buffer(const std::string& name, const Shape& shape, float fill) {
+  for (const Buffer& b : buffers_) require(b.name != name, "[param] there are two buffers named '{}'", name);
   buffers_.push_back({name, shape, fill, {}});
   return buffers_.back();
 }

@@ -8,7 +8,8 @@ Loss softmax_cross_entropy(Pass& p, const Tensor& logits, const Tensor& labels, 
   require(labels.shape() == Shape{logits.dim(0)} && labels.dtype() == DType::i32,
           "[softmax_cross_entropy] expected labels [{}] of i32, got {} of {}", logits.dim(0), labels.shape(),
           name_of(labels.dtype()));
-  require(smoothing >= 0 && smoothing < 1, "[softmax_cross_entropy] expected label smoothing in [0, 1), got {}", smoothing);
+  require(smoothing >= 0 && smoothing < 1, "[softmax_cross_entropy] expected label smoothing in [0, 1), got {}",
+          smoothing);
   Tensor loss = p.pool.empty({1}, DType::f32);
   Tensor stats = p.pool.empty({logits.dim(0), 2}, DType::f32);
   Tensor dlogits = p.pool.empty(logits.shape(), logits.dtype());  // costs next to nothing beside the exponentials
@@ -23,8 +24,9 @@ Loss softmax_cross_entropy(Pass& p, const Tensor& logits, const Tensor& labels, 
 }
 
 Tensor mse_loss(Pass& p, const Tensor& x, const Tensor& target) {
-  require(x.shape() == target.shape() && x.dtype() == target.dtype(), "[mse_loss] expected a target like {} of {}, got {} of {}",
-          x.shape(), name_of(x.dtype()), target.shape(), name_of(target.dtype()));
+  require(x.shape() == target.shape() && x.dtype() == target.dtype(),
+          "[mse_loss] expected a target like {} of {}, got {} of {}", x.shape(), name_of(x.dtype()), target.shape(),
+          name_of(target.dtype()));
   Tensor loss = p.pool.empty({1}, DType::f32);
   Tensor slope = p.pool.empty(x.shape(), x.dtype());
   p.be.mse_loss(loss, slope, x, target);

@@ -14,8 +14,9 @@ Tensor unary(Pass& p, const Tensor& x, const Unary& op) {
 }
 
 Tensor add(Pass& p, const Tensor& a, const Tensor& b) {
-  require(a.shape() == b.shape() && a.dtype() == b.dtype(), "[add] expected two tensors alike, got {} of {} and {} of {}",
-          a.shape(), name_of(a.dtype()), b.shape(), name_of(b.dtype()));
+  require(a.shape() == b.shape() && a.dtype() == b.dtype(),
+          "[add] expected two tensors alike, got {} of {} and {} of {}", a.shape(), name_of(a.dtype()), b.shape(),
+          name_of(b.dtype()));
   Tensor y = p.pool.empty(a.shape(), a.dtype());
   p.be.add(y, a, b);
   if (!p.tape) return y;

@@ -1,4 +1,5 @@
 // A model ready to run, its data on the device, and its evaluation.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -41,6 +42,9 @@ RunData load_run_data(Config& config) {
     const ChannelStats stats = channel_stats(data.train);
     config.data.mean.assign(stats.mean.begin(), stats.mean.end());
     config.data.std.assign(stats.std.begin(), stats.std.end());
+    if (std::ranges::find(config.data.std, 0) != config.data.std.end())
+      fail(Exit::data, "a colour channel has the same value in every pixel of the training images; check the data, or set "
+           "data.mean and data.std");
   }
   if (int64_t(config.data.mean.size()) != data.train.channels || config.data.std.size() != config.data.mean.size())
     fail(Exit::usage, "data.mean and data.std need one number for each of the {} channels, got {} and {}",

@@ -31,7 +31,7 @@ std::vector<int32_t> epoch_order(int64_t n, uint64_t seed, int64_t epoch, bool s
   fail(Exit::diverged,
        "training diverged: the loss is {} {}. Use a smaller optimizer.lr, a longer schedule.warmup or "
        "optimizer.clip_norm = 1",
-       loss, where);
+       std::fabs(loss), where);  // a NaN has a sign, too
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-// Each pass walks the rows in blocks that stay in the first-level cache and, within a block, eight channels at a time in
-// registers. Sums: float within a block (at most 64 rows, shifted by the first row so that large means cost no digits),
-// double across blocks; chunks of rows are fixed by the shape and merged in order, so threads do not change the bits.
+// Each pass walks the rows in blocks that stay in the first-level cache and, within a block, eight channels at a time
+// in registers. Sums: float within a block (at most 64 rows, shifted by the first row so that large means cost no
+// digits), double across blocks; chunks of rows are fixed by the shape and merged in order, so threads do not change
+// the bits.
 #include "batch_norm.h"
 
 #include <algorithm>
@@ -33,7 +34,9 @@ V load(const bf16* p) {
   return load<V>(f);
 }
 template <class V>
-void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
+void store(float* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
 template <class V>
 void store(bf16* p, V v) {
   float f[kWidth<V>];

@@ -52,9 +52,9 @@ class CpuBackend final : public SharedBackend<CpuExec> {
   }
 
   std::shared_ptr<Block> allocate(size_t bytes) override { return std::make_shared<CpuBlock>(bytes); }
-  void upload(const Tensor& dst, const void* host) override { std::memcpy(dst.raw(), host, dst.bytes()); }
-  void download(void* host, const Tensor& src) override { std::memcpy(host, src.raw(), src.bytes()); }
-  void copy(const Tensor& dst, const Tensor& src) override { std::memcpy(dst.raw(), src.raw(), src.bytes()); }
+  void upload(const Tensor& dst, const void* host) override { move(dst.raw(), host, dst.bytes()); }
+  void download(void* host, const Tensor& src) override { move(host, src.raw(), src.bytes()); }
+  void copy(const Tensor& dst, const Tensor& src) override { move(dst.raw(), src.raw(), src.bytes()); }
   void zero(const Tensor& dst) override { std::memset(dst.raw(), 0, dst.bytes()); }
   void synchronize() override {}
   std::unique_ptr<Replay> capture(std::function<void()> step) override {
@@ -94,6 +94,9 @@ class CpuBackend final : public SharedBackend<CpuExec> {
   }
 
  private:
+  static void move(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);  // an empty vector's data() may be null, which memcpy forbids
+  }
   static bool winograd_takes(const Tensor& x, const Shape& w, Conv conv) {
     return x.dtype() == DType::f32 && Winograd::takes(w, conv);
   }

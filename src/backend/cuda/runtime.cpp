@@ -16,7 +16,7 @@ constexpr size_t kOldestCudnn = 90800;  // plans are made for a device descripto
 std::string cuda_version(int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); }
 std::string cudnn_version(size_t v) { return fmt::format("{}.{}.{}", v / 10000, v / 100 % 100, v % 100); }
 
-// The device's own; never more than the request's, which is rounded up to 64 bytes.
+// cudaMalloc aligns to 256 bytes.
 struct CudaBlock : Block {
   explicit CudaBlock(size_t size) {
     bytes = std::max<size_t>(size, 1);
@@ -24,7 +24,7 @@ struct CudaBlock : Block {
     if (code == cudaErrorMemoryAllocation) {
       cudaGetLastError();
       fail(Exit::device, "out of GPU memory: {} MiB more were asked for. {}. Use a smaller batch or model",
-           (bytes >> 20) + 1, device_state());
+           (bytes + (size_t(1) << 20) - 1) >> 20, device_state());
     }
     check_call(code, "cudaMalloc");
   }
@@ -57,7 +57,8 @@ std::string cuda_usable() {
                        cuda_version(driver), cuda_version(runtime));
   if (code == cudaErrorNoDevice || (code == cudaSuccess && count == 0)) {
     const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
-    return visible ? fmt::format("no GPU is visible (CUDA_VISIBLE_DEVICES is '{}')", visible) : "there is no NVIDIA GPU";
+    return visible ? fmt::format("no GPU is visible (CUDA_VISIBLE_DEVICES is '{}')", visible)
+                   : "there is no NVIDIA GPU";
   }
   if (code != cudaSuccess) return fmt::format("CUDA does not start: {}", cudaGetErrorString(code));
 
@@ -106,7 +107,8 @@ void Staging::download(void* host, const void* device, size_t bytes) {
   for (size_t at = 0; at < bytes; at += kSlotBytes) {
     const size_t n = std::min(kSlotBytes, bytes - at);
     const Slot& slot = next_slot();
-    LINNET_CALL(cudaMemcpyAsync(slot.memory, static_cast<const char*>(device) + at, n, cudaMemcpyDeviceToHost, stream_));
+    LINNET_CALL(
+        cudaMemcpyAsync(slot.memory, static_cast<const char*>(device) + at, n, cudaMemcpyDeviceToHost, stream_));
     LINNET_CALL(cudaStreamSynchronize(stream_));
     std::memcpy(static_cast<char*>(host) + at, slot.memory, n);
   }

@@ -1,0 +1,78 @@
+// The CUDA backend: the shared functors launched as kernels, cuDNN for convolutions, cuBLAS for matrix products, one
+// stream. Compiled, never run so far: docs/GPU_TODO.md says what is still to be shown.
+#include "nvcc_fmt.h"
+
+#include "batch_norm.h"
+#include "cublas_ops.h"
+#include "cudnn_ops.h"
+#include "kernels/exec_cuda.cuh"
+#include "kernels/shared_backend.h"
+#include "runtime.h"
+#include "src/backend/backends.h"
+
+namespace linnet {
+
+namespace {
+
+class CudaBackend final : public SharedBackend<CudaExec> {
+ public:
+  CudaBackend()
+      : SharedBackend({}),
+        partial_(runtime_.allocate(kReduceMaxBlocks * sizeof(double))),
+        scratch_(runtime_),
+        convolutions_(runtime_, scratch_),
+        products_(runtime_) {
+    exec_ = {runtime_.stream(), static_cast<double*>(partial_->data)};
+  }
+
+  Device device() const override { return Device::cuda; }
+  std::vector<std::pair<std::string, std::string>> info() const override { return runtime_.info(); }
+
+  std::shared_ptr<Block> allocate(size_t bytes) override { return runtime_.allocate(bytes); }
+  void upload(const Tensor& dst, const void* host) override { runtime_.upload(dst.raw(), host, dst.bytes()); }
+  void download(void* host, const Tensor& src) override { runtime_.download(host, src.raw(), src.bytes()); }
+  void copy(const Tensor& dst, const Tensor& src) override { runtime_.copy(dst.raw(), src.raw(), dst.bytes()); }
+  void zero(const Tensor& dst) override { runtime_.zero(dst.raw(), dst.bytes()); }
+  void synchronize() override { runtime_.synchronize(); }
+  std::unique_ptr<Replay> capture(std::function<void()> step) override { return runtime_.capture(step); }
+
+  void conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv) override {
+    convolutions_.forward(y, x, w, conv);
+  }
+  void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) override {
+    convolutions_.backward_data(dx, dy, w, conv);
+  }
+  void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv conv) override {
+    convolutions_.backward_weight(dw, dy, x, conv);
+  }
+  void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
+                  Bn bn, bool train) override {
+    by_type(x.dtype(),
+            [&]<class T>(T) { bn_forward_with<T>(exec_, bn_scratch(x), y, saved, x, residual, state, bn, train); });
+  }
+  void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
+                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
+                   Bn bn) override {
+    by_type(x.dtype(), [&]<class T>(T) {
+      bn_backward_with<T>(exec_, bn_scratch(x), dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
+    });
+  }
+  void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) override {
+    products_.matmul(c, a, ta, b, tb);
+  }
+
+ private:
+  void* bn_scratch(const Tensor& x) { return scratch_.at_least(BnScratch::bytes(bn_shape(x))); }
+
+  CudaRuntime runtime_;
+  std::shared_ptr<Block> partial_;
+  Scratch scratch_;
+  CudnnConvolutions convolutions_;
+  CublasProducts products_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend() { return std::make_unique<CudaBackend>(); }
+
+}  // namespace linnet
