@@ -1,5 +1,5 @@
-// A training batch from the resident uint8 images: gather, random crop, random flip, normalise. Two functors, so that the
-// draw of a sample can be tested (and computed) alone.
+// A training batch from the resident uint8 images: gather, random crop, random flip, normalise. Two functors, so that
+// the draw of a sample can be tested (and computed) alone.
 #pragma once
 #include "rng.h"
 #include "step.h"
@@ -37,8 +37,9 @@ struct DrawSamples {
   }
 };
 
-// Over rows (n, y) of the output and pixels x in a row. Output pixel (y, x) shows source (y + dy, x + dx), mirrored in x
-// after the crop as torchvision's RandomCrop, RandomHorizontalFlip do; outside the image it is black, before normalising.
+// Over rows (n, y) of the output and pixels x in a row. Output pixel (y, x) shows source (y + dy, x + dx), mirrored in
+// x after the crop as torchvision's RandomCrop, RandomHorizontalFlip do; outside the image it is black, before
+// normalising.
 template <class T>
 struct CropFlipNormalize {
   const uint8_t* __restrict__ images;

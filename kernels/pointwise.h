@@ -93,8 +93,8 @@ struct BiasGrad {  // over columns: rows are added in order
   }
 };
 
-// Inverted dropout: each element is kept with probability 1 - p and scaled by 1 / (1 - p). Which ones is a pure function of
-// (seed, step, layer, element), so backward calls the same functor on dy and nothing is stored.
+// Inverted dropout: each element is kept with probability 1 - p and scaled by 1 / (1 - p). Which ones is a pure
+// function of (seed, step, layer, element), so backward calls the same functor on dy and nothing is stored.
 template <class T>
 struct ApplyDropout {
   const T* x;

@@ -1,12 +1,13 @@
-// Random numbers as a pure function: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
-// There is no generator state anywhere in Linnet. A draw is named by what it is for, so any thread order, any backend and
-// a resumed run draw the same numbers, and sample k's crop in epoch e can be computed alone.
+// Random numbers as a pure function: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// 2011). There is no generator state anywhere in Linnet. A draw is named by what it is for, so any thread order, any
+// backend and a resumed run draw the same numbers, and sample k's crop in epoch e can be computed alone.
 #pragma once
 #include "hd.h"
 
 namespace linnet {
 
-// What a draw is for. It is part of the key: two purposes never share a number. Append only: the values are in every run.
+// What a draw is for. It is part of the key: two purposes never share a number. Append only: the values are in every
+// run.
 enum class Draw : uint32_t { init = 1, shuffle = 2, augment = 3, dropout = 4, split = 5, synthetic = 6, test = 7 };
 
 struct Random4 {
@@ -41,7 +42,8 @@ LINNET_HD float unit_float(uint32_t u) { return float(u >> 8) * 0x1p-24f; }
 // Uniform in 0..n-1 by multiplication (Lemire 2019) without the rejection step: the bias is below n / 2^32.
 LINNET_HD uint32_t below(uint32_t u, uint32_t n) { return uint32_t((uint64_t(u) * n) >> 32); }
 
-// Standard normal by Box and Muller, from two words. In double, so that the float result does not depend on libm's last bit.
+// Standard normal by Box and Muller, from two words. In double, so that the float result does not depend on libm's last
+// bit.
 LINNET_HD float normal_float(uint32_t a, uint32_t b) {
   const double u = (double(a) + 1.0) * 0x1p-32;  // (0, 1]
   const double angle = 6.283185307179586 * (double(b) * 0x1p-32);

@@ -24,15 +24,18 @@ class SharedBackend : public Backend {
 
   void unary(const Unary& u, const Tensor& y, const Tensor& x) override {
     by_type(x.dtype(), [&]<class T>(T) {
-      std::visit([&](auto op) { exec_.for_each(x.numel(), UnaryForward<decltype(op), T>{op, ptr<T>(x), ptr<T>(y)}); }, u);
+      std::visit(
+          [&](auto op) {
+            exec_.for_each(x.numel(), UnaryForward<decltype(op), T>{op, ptr<T>(x), ptr<T>(y)});
+          },
+          u);
     });
   }
   void unary_grad(const Unary& u, const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& y) override {
     by_type(x.dtype(), [&]<class T>(T) {
       std::visit(
           [&](auto op) {
-            exec_.for_each(x.numel(),
-                           UnaryBackward<decltype(op), T>{op, ptr<T>(x), ptr<T>(y), ptr<T>(dy), ptr<T>(dx)});
+            exec_.for_each(x.numel(), UnaryBackward<decltype(op), T>{op, ptr<T>(x), ptr<T>(y), ptr<T>(dy), ptr<T>(dx)});
           },
           u);
     });
@@ -98,20 +101,19 @@ class SharedBackend : public Backend {
                   int groups, float eps) override {
     by_type(x.dtype(), [&]<class T>(T) {
       const GroupShape s = group_shape(x, groups);
-      exec_.for_each(x.dim(0) * groups,
-                     GroupNormForward<T>{s, ptr<T>(x), ptr<float>(scale), ptr<float>(bias), ptr<T>(y),
-                                         ptr<float>(saved), eps},
-                     s.pixels * s.channels / groups);
+      exec_.for_each(
+          x.dim(0) * groups,
+          GroupNormForward<T>{s, ptr<T>(x), ptr<float>(scale), ptr<float>(bias), ptr<T>(y), ptr<float>(saved), eps},
+          s.pixels * s.channels / groups);
     });
   }
   void group_norm_grad(const Tensor& dx, const Tensor& dscale, const Tensor& dbias, const Tensor& dy, const Tensor& x,
                        const Tensor& scale, const Tensor& saved, int groups) override {
     by_type(x.dtype(), [&]<class T>(T) {
       const GroupShape s = group_shape(x, groups);
-      exec_.for_each(
-          x.dim(0) * groups,
-          GroupNormGradInput<T>{s, ptr<T>(dy), ptr<T>(x), ptr<float>(scale), ptr<float>(saved), ptr<T>(dx)},
-          s.pixels * s.channels / groups);
+      exec_.for_each(x.dim(0) * groups,
+                     GroupNormGradInput<T>{s, ptr<T>(dy), ptr<T>(x), ptr<float>(scale), ptr<float>(saved), ptr<T>(dx)},
+                     s.pixels * s.channels / groups);
       exec_.for_each(s.channels,
                      GroupNormGradParams<T>{s, x.dim(0), ptr<T>(dy), ptr<T>(x), ptr<float>(saved), ptr<float>(dscale),
                                             ptr<float>(dbias)},
@@ -137,8 +139,8 @@ class SharedBackend : public Backend {
     });
   }
   void accumulate(const Tensor& totals, const Tensor& stats) override {
-    exec_.for_each(stats.dim(1),
-                   AccumulateStats{ptr<float>(stats), ptr<double>(totals), stats.dim(0), stats.dim(1)}, stats.dim(0));
+    exec_.for_each(stats.dim(1), AccumulateStats{ptr<float>(stats), ptr<double>(totals), stats.dim(0), stats.dim(1)},
+                   stats.dim(0));
   }
 
   void make_batch(const Tensor& batch, const Tensor& labels, const Tensor& draws, const BatchSource& source,
@@ -170,7 +172,9 @@ class SharedBackend : public Backend {
 
  protected:
   template <class T>
-  static T* ptr(const Tensor& t) { return t.data<T>(); }
+  static T* ptr(const Tensor& t) {
+    return t.data<T>();
+  }
   static StepParams* params(const Tensor& step) { return static_cast<StepParams*>(step.raw()); }
 
   Exec exec_;
@@ -181,8 +185,7 @@ class SharedBackend : public Backend {
     return {in.dim(1), in.dim(2), in.dim(3), out.dim(1), out.dim(2), w.height, w.width, w.stride, w.pad};
   }
   static ShortcutShape shortcut_shape(const Tensor& in, const Tensor& out, int stride) {
-    return {in.dim(1),  in.dim(2),  in.dim(3), out.dim(1),
-            out.dim(2), out.dim(3), stride,    (out.dim(3) - in.dim(3)) / 2};
+    return {in.dim(1), in.dim(2), in.dim(3), out.dim(1), out.dim(2), out.dim(3), stride, (out.dim(3) - in.dim(3)) / 2};
   }
   static GroupShape group_shape(const Tensor& x, int groups) {
     return {x.rank() == 4 ? x.dim(1) * x.dim(2) : 1, x.dim(-1), groups};

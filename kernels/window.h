@@ -1,5 +1,5 @@
-// Pooling and the parameter-free shortcut, over NHWC. Functors over (pixel, channel); the gradients gather (one call owns
-// one input element), so no two calls ever add to the same place.
+// Pooling and the parameter-free shortcut, over NHWC. Functors over (pixel, channel); the gradients gather (one call
+// owns one input element), so no two calls ever add to the same place.
 #pragma once
 #include "hd.h"
 
@@ -104,10 +104,10 @@ struct AvgPoolGrad {
   }
 };
 
-// Shortcut "A" of He et al. 2016: every stride-th pixel, new channels zero. As the common CIFAR code does, half of the new
-// channels go in front: output channel c is input channel c - shift.
+// Shortcut "A" of He et al. 2016: every stride-th pixel, new channels zero. As the common CIFAR code does, half of the
+// new channels go in front: output channel c is input channel c - shift.
 struct ShortcutShape {
-  int64_t height, width, channels;              // of the input
+  int64_t height, width, channels;  // of the input
   int64_t out_height, out_width, out_channels;
   int stride;
   int64_t shift;

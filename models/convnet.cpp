@@ -1,5 +1,5 @@
-// The baseline CNN: three times (3x3 convolution, batch norm, ReLU, 2x2 max pooling) with 32, 64, 128 channels, then one
-// linear layer on what is left (4x4x128 for 32x32 images).
+// The baseline CNN: three times (3x3 convolution, batch norm, ReLU, 2x2 max pooling) with 32, 64, 128 channels, then
+// one linear layer on what is left (4x4x128 for 32x32 images).
 #include <optional>
 
 #include "models.h"

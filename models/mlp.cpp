@@ -29,6 +29,8 @@ struct LinearModel : Module {
 }  // namespace
 
 std::unique_ptr<Module> mlp(const Scope& s, const ModelOptions& o) { return std::make_unique<Mlp>(s, o); }
-std::unique_ptr<Module> linear_model(const Scope& s, const ModelOptions& o) { return std::make_unique<LinearModel>(s, o); }
+std::unique_ptr<Module> linear_model(const Scope& s, const ModelOptions& o) {
+  return std::make_unique<LinearModel>(s, o);
+}
 
 }  // namespace linnet

@@ -56,8 +56,8 @@ struct ResNet : Module {
       for (int i = 0; i < n; ++i) {
         const int64_t out = 8 << stage;
         const int stride = stage > 1 && i == 0 ? 2 : 1;
-        blocks.push_back(std::make_unique<Block>(s / fmt::format("layer{}", stage) / std::to_string(i), in, out, stride,
-                                                 residual));
+        blocks.push_back(
+            std::make_unique<Block>(s / fmt::format("layer{}", stage) / std::to_string(i), in, out, stride, residual));
         in = out;
       }
     dropout.emplace(s, o.dropout);
@@ -91,7 +91,7 @@ std::unique_ptr<Module> plain_net(const Scope& s, const ModelOptions& o) {
   return std::make_unique<ResNet>(s, n, o, Residual::none);
 }
 
-#define LINNET_DEPTH(n)                                                               \
+#define LINNET_DEPTH(n)                                                                \
   template std::unique_ptr<Module> residual_net<n>(const Scope&, const ModelOptions&); \
   template std::unique_ptr<Module> plain_net<n>(const Scope&, const ModelOptions&);
 LINNET_DEPTH(3) LINNET_DEPTH(5) LINNET_DEPTH(7) LINNET_DEPTH(9) LINNET_DEPTH(18)

@@ -56,6 +56,7 @@ def main(runs):
                            f"{key.split('/')[0]} {curves[key][-1][1]:.1f} %</text>")
         if test is not None:
             out.append(f'<circle cx="{x(last):.1f}" cy="{y(test):.1f}" r="4" fill="{color}"/>'
+                       f'<circle cx="{WIDTH - RIGHT + 21}" cy="{top + 51}" r="4" fill="{color}"/>'
                        f'<text x="{WIDTH - RIGHT + 38}" y="{top + 55}">test {test:.2f} %</text>')
     print("\n".join(out + ["</svg>"]))
 

@@ -7,6 +7,8 @@ Inputs and first weights are not stored: both sides make them from kernels/rng.h
 float32 holds exactly, so float64 here and float32 there start from the same.
 """
 import argparse
+import copy
+import itertools
 import json
 import math
 import pathlib
@@ -89,43 +91,78 @@ def write_safetensors(path, tensors, metadata):
 
 
 # ---- ResNet-20 ----
+#
+# ReLU's slope jumps at 0. A batch has 24 million ReLU inputs; some ten of them lie so near 0 that float32's rounding
+# changes their sign, and each one that flips changes a gradient by 1e-3: PyTorch's float32 is that far from its own
+# float64. A relative error of 1e-4 can only be asked for where nothing flips. So each image occurs 64 times in the batch of
+# 128 (with different labels), and batches are tried until none has a ReLU input within MARGIN of 0. Where that is,
+# float32 errs by 1e-6, with Winograd convolutions by 5e-6.
 
-BATCH, STEPS = 128, 10
+BATCH, DISTINCT, STEPS, MARGIN = 128, 2, 10, 2e-5
 
 
-def images(step):
-    """In the range of normalised photographs, with coarse and fine structure."""
-    coarse = draw("coarse", (BATCH, 3, 4, 4), epoch=step)
-    return coarse.repeat_interleave(8, 2).repeat_interleave(8, 3) + draw("fine", (BATCH, 3, 32, 32), epoch=step)
+def images(batch):
+    """In the range of normalised photographs, with coarse and fine structure. Image n of the batch is n % DISTINCT."""
+    coarse = draw("coarse", (DISTINCT, 3, 4, 4), epoch=batch)
+    return coarse.repeat_interleave(8, 2).repeat_interleave(8, 3) + draw("fine", (DISTINCT, 3, 32, 32), epoch=batch)
 
 
 def first_weights(model):
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if p.dim() > 1:
+            if name.startswith("linear"):
+                p.copy_(draw(name, p.shape, 0.125))
+            elif p.dim() > 1:
                 p.copy_(draw(name, p.shape, math.sqrt(6 / p[0].numel())))
-            else:  # biases, and batch norm's scales
-                p.copy_(draw(name, p.shape, 0.25, 1.0 if "bn" in name and "weight" in name or "shortcut.1.weight" in name else 0.0))
+            else:
+                p.copy_(draw(name, p.shape, 0.25, 1.0 if name.endswith("weight") else 0.0))
 
 
-def train(option, lr, dtype):
-    """Everything the test compares: {name: tensor}."""
+class NearZero(Exception):
+    pass
+
+
+def refuse_near_zero(_, inputs):
+    if inputs[0].abs().min() < MARGIN:
+        raise NearZero
+
+
+def clear_batch(model, first):
+    """The first batch from `first` on without a ReLU input near 0."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.register_forward_pre_hook(refuse_near_zero)
+    for batch in itertools.count(first):
+        try:
+            with torch.no_grad():
+                model(images(batch).double())
+            return batch
+        except NearZero:
+            pass
+
+
+def train(option, lr, dtype, batches=None):
+    """Everything the test compares: {name: tensor}. batches: their numbers; searched for if None."""
     model = ResNet(20, option).to(dtype)
     first_weights(model)
     sgd = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    out, losses = {}, []
+    out, losses, used = {}, [], [-1]
     for step in range(STEPS):
+        batch = batches[step] if batches else clear_batch(model, used[-1] + 1)
+        used.append(batch)
         sgd.zero_grad()
-        loss = F.cross_entropy(model(images(step).to(dtype)), labels("labels", BATCH, 10, step))
+        x = images(batch).to(dtype).repeat(BATCH // DISTINCT, 1, 1, 1)
+        loss = F.cross_entropy(model(x), labels("labels", BATCH, 10, batch))
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if step == 0:
             out.update({"gradient " + n: p.grad.clone() for n, p in model.named_parameters()})
             out.update({"first " + n: b.clone() for n, b in model.named_buffers() if "running" in n})
         sgd.step()
     out.update({"last " + n: t.clone() for n, t in model.state_dict().items() if "tracked" not in n})
     out["losses"] = torch.tensor(losses, dtype=torch.float64)
-    return out
+    return out, used[1:]
 
 
 def distance(a, b):
@@ -133,16 +170,23 @@ def distance(a, b):
     return float((a.double() - b.double()).abs().max() / b.double().abs().max())
 
 
-def resnet_golden(folder, option, lr):
-    truth, float32 = train(option, lr, torch.float64), train(option, lr, torch.float32)
+def float32_error(option, lr, truth, batches):
+    """How far PyTorch's own float32 is from `truth`, at worst: of the gradients, first and last values, losses."""
     worst = {}
-    for name in truth:
+    for name, t in train(option, lr, torch.float32, batches)[0].items():
         kind = name.split()[0]
-        worst[kind] = max(worst.get(kind, 0), distance(float32[name], truth[name]))
-    print(f"option {option}, lr {lr}: PyTorch float32 is this far from float64:", worst)
+        worst[kind] = max(worst.get(kind, 0), distance(t, truth[name]))
+    return {kind: f"{error:.1e}" for kind, error in worst.items()}
+
+
+def resnet_golden(folder, option, lr):
+    truth, batches = train(option, lr, torch.float64)
+    error = float32_error(option, lr, truth, batches)
+    print(f"option {option}, lr {lr}, batches {batches}: PyTorch float32's error is {error}", flush=True)
     tensors = {n: t.numpy() if n == "losses" else fingerprint(n, t) for n, t in truth.items()}
+    tensors |= {"batches": np.array(batches), "lr": np.array([lr])}
     write_safetensors(folder / f"resnet20_{option.lower()}.safetensors", tensors,
-                      {"torch": torch.__version__, "lr": str(lr), **{"float32 " + k: f"{v:.2e}" for k, v in worst.items()}})
+                      {"torch": torch.__version__, **{"float32 error, " + k: e for k, e in error.items()}})
 
 
 # ---- Single operations, and rules over many steps ----
@@ -228,7 +272,8 @@ def optimizers():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent.parent / "tests/golden")
-    parser.add_argument("--lr", type=float, default=0.1, help="of the ten ResNet-20 steps")
+    parser.add_argument("--lr", type=float, default=0.01,
+                        help="of the ten ResNet-20 steps; at 0.1 they amplify rounding: float32's own error is above 1e-2")
     options = parser.parse_args()
     operations()
     optimizers()

@@ -69,7 +69,7 @@ Results with_reference(const Shape& shape, DType dtype, bool relu, bool residual
 }
 
 // Fewer rows than a segment, exactly one, one more, many; one channel, odd channels, many.
-const Shape kShapes[] = {{7, 1}, {31, 5},        {32, 16},       {33, 3},          {65, 7},
+const Shape kShapes[] = {{7, 1},       {31, 5},        {32, 16},       {33, 3},          {65, 7},
                          {2, 5, 7, 3}, {17, 8, 8, 33}, {33, 9, 9, 24}, {16, 32, 32, 16}, {5, 300}};
 
 TEST(CudaBatchNorm, AgainstReference) {

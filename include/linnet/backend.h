@@ -1,5 +1,6 @@
-// THE SEAM. Everything above it (ops, layers, trainer) is the same for every device; everything below it is one folder in
-// src/backend/. Signatures are fused on paper (batch norm + residual add + ReLU is one call): a backend may fuse or compose.
+// THE SEAM. Everything above it (ops, layers, trainer) is the same for every device; everything below it is one folder
+// in src/backend/. Signatures are fused on paper (batch norm + residual add + ReLU is one call): a backend may fuse or
+// compose.
 //
 // Contracts that hold for every call:
 //   - outputs are overwritten, never accumulated into; only the tape adds gradients;
@@ -37,9 +38,9 @@ using Unary = std::variant<Relu, LeakyRelu, Sigmoid, Tanh, Silu, Gelu>;
 
 // All trainable numbers in one buffer: the n_decay first ones take weight decay.
 struct Flat {
-  Tensor master;   // [n] f32
-  Tensor grad;     // [n] f32
-  Tensor slots;    // [kSlots, n] f32: the optimizer's state
+  Tensor master;  // [n] f32
+  Tensor grad;    // [n] f32
+  Tensor slots;   // [kSlots, n] f32: the optimizer's state
   int64_t n = 0, n_decay = 0;
 };
 
@@ -66,11 +67,12 @@ class Backend {
   // For `linnet info`, env.json and the first line of a run: ("threads", "2"), ("oneDNN", "2.6.3"), ...
   virtual std::vector<std::pair<std::string, std::string>> info() const = 0;
 
-  // -- memory. Sizes in bytes; memory is aligned to 64 bytes and uninitialised. Error(Exit::device) when there is none left.
+  // -- memory. Sizes in bytes; memory is aligned to 64 bytes and uninitialised. Error(Exit::device) when there is none
+  // left.
   virtual std::shared_ptr<Block> allocate(size_t bytes) = 0;
-  virtual void upload(const Tensor& dst, const void* host) = 0;          // dst.bytes() from host memory
-  virtual void download(void* host, const Tensor& src) = 0;              // src.bytes() to host memory; waits for src
-  virtual void copy(const Tensor& dst, const Tensor& src) = 0;           // same shape and type
+  virtual void upload(const Tensor& dst, const void* host) = 0;  // dst.bytes() from host memory
+  virtual void download(void* host, const Tensor& src) = 0;      // src.bytes() to host memory; waits for src
+  virtual void copy(const Tensor& dst, const Tensor& src) = 0;   // same shape and type
   virtual void zero(const Tensor& dst) = 0;
   virtual void synchronize() = 0;
   virtual std::unique_ptr<Replay> capture(std::function<void()> step) = 0;
@@ -80,23 +82,23 @@ class Backend {
   virtual void conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv) = 0;
   virtual void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv) = 0;
   virtual void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv) = 0;
-  // Over all but the last extent. train: batch statistics, running ones updated (unbiased variance), `saved` [2, channels]
-  // f32 gets mean and 1/sqrt(var + eps) for backward. Otherwise: running statistics, `saved` may be empty.
+  // Over all but the last extent. train: batch statistics, running ones updated (unbiased variance), `saved` [2,
+  // channels] f32 gets mean and 1/sqrt(var + eps) for backward. Otherwise: running statistics, `saved` may be empty.
   virtual void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState&,
                           Bn, bool train) = 0;
   // dresidual (may be null) gets dy behind the ReLU's mask, which is taken from y. Train mode's gradients.
   virtual void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
-                           const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved,
-                           const Tensor& scale, Bn) = 0;
+                           const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
+                           Bn) = 0;
   // c [m,n] = op(a) op(b), row-major; ta/tb: the matrix is stored transposed
   virtual void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) = 0;
 
   // -- functors of kernels/, launched by SharedBackend<Exec>
   virtual void unary(const Unary&, const Tensor& y, const Tensor& x) = 0;
   virtual void unary_grad(const Unary&, const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& y) = 0;
-  virtual void add(const Tensor& y, const Tensor& a, const Tensor& b) = 0;               // y may be a: in place
-  virtual void scale_by(const Tensor& y, const Tensor& x, const Tensor& factor) = 0;     // factor [1] f32; may be in place
-  virtual void bias_add(const Tensor& y, const Tensor& x, const Tensor& bias) = 0;       // x [m,n]; may be in place
+  virtual void add(const Tensor& y, const Tensor& a, const Tensor& b) = 0;            // y may be a: in place
+  virtual void scale_by(const Tensor& y, const Tensor& x, const Tensor& factor) = 0;  // factor [1] f32; may be in place
+  virtual void bias_add(const Tensor& y, const Tensor& x, const Tensor& bias) = 0;    // x [m,n]; may be in place
   virtual void bias_grad(const Tensor& dbias, const Tensor& dy) = 0;
   virtual void max_pool(const Tensor& y, const Tensor& where, const Tensor& x, Window) = 0;
   virtual void max_pool_grad(const Tensor& dx, const Tensor& dy, const Tensor& where, Window) = 0;
@@ -105,15 +107,16 @@ class Backend {
   virtual void shortcut(const Tensor& y, const Tensor& x, int stride) = 0;
   virtual void shortcut_grad(const Tensor& dx, const Tensor& dy, int stride) = 0;
   virtual void dropout(const Tensor& y, const Tensor& x, float p, uint32_t layer, const Tensor& step) = 0;
-  virtual void group_norm(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor& scale, const Tensor& bias,
-                          int groups, float eps) = 0;
+  virtual void group_norm(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor& scale,
+                          const Tensor& bias, int groups, float eps) = 0;
   virtual void group_norm_grad(const Tensor& dx, const Tensor& dscale, const Tensor& dbias, const Tensor& dy,
                                const Tensor& x, const Tensor& scale, const Tensor& saved, int groups) = 0;
   // loss [1] = scale * sum of row losses; stats [m,2] f32; dlogits carries scale. Label -1: the row does not count.
   virtual void softmax_loss(const Tensor& loss, const Tensor& stats, const Tensor& dlogits, const Tensor& logits,
                             const Tensor& labels, float smoothing, float scale) = 0;
   virtual void mse_loss(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target) = 0;
-  virtual void accumulate(const Tensor& totals, const Tensor& stats) = 0;  // totals [k] f64 += column sums of stats [m,k]
+  virtual void accumulate(const Tensor& totals,
+                          const Tensor& stats) = 0;  // totals [k] f64 += column sums of stats [m,k]
   // Fills batch [n,h,w,c] and labels [n] with the samples order[step.first ...]; draws [n,4] i32 tells what was drawn.
   virtual void make_batch(const Tensor& batch, const Tensor& labels, const Tensor& draws, const BatchSource&,
                           const Tensor& step) = 0;

@@ -31,7 +31,8 @@ template <class... Args>
   throw Error(exit, fmt::format(format, std::forward<Args>(args)...));
 }
 
-// A contract of the library: `require(x.rank() == 4, "[conv2d] expected ...")`. Arguments are formatted on failure only.
+// A contract of the library: `require(x.rank() == 4, "[conv2d] expected ...")`. Arguments are formatted on failure
+// only.
 template <class... Args>
 void require(bool holds, fmt::format_string<Args...> format, Args&&... args) {
   if (!holds) [[unlikely]]

@@ -10,8 +10,8 @@ namespace linnet {
 
 struct ModelOptions {
   int height = 32, width = 32, channels = 3, classes = 10;
-  char shortcut = 'A';   // residual nets: 'A' zero-padded identity, 'B' 1x1 convolution
-  float dropout = 0;     // before the last layer
+  char shortcut = 'A';  // residual nets: 'A' zero-padded identity, 'B' 1x1 convolution
+  float dropout = 0;    // before the last layer
 };
 
 struct ModelEntry {
@@ -20,8 +20,8 @@ struct ModelEntry {
 };
 const std::vector<ModelEntry>& models();
 
-// Builds a model's layers in `store` (not sealed yet). Error(Exit::usage) for an unknown name, with the nearest one, and for
-// an image size the model cannot take.
+// Builds a model's layers in `store` (not sealed yet). Error(Exit::usage) for an unknown name, with the nearest one,
+// and for an image size the model cannot take.
 std::unique_ptr<Module> make_model(const std::string& name, ParamStore& store, const ModelOptions&);
 
 }  // namespace linnet

@@ -1,5 +1,6 @@
-// Differentiable operations. Each checks its shapes, allocates its result, calls the backend and records its backward in
-// the same function (src/ops/). Images are NHWC. A wrong shape is an Error that names the op, what it expected, what it got.
+// Differentiable operations. Each checks its shapes, allocates its result, calls the backend and records its backward
+// in the same function (src/ops/). Images are NHWC. A wrong shape is an Error that names the op, what it expected, what
+// it got.
 #pragma once
 #include "linnet/param.h"
 #include "linnet/tape.h"
@@ -9,8 +10,9 @@ namespace linnet {
 // x [n,h,w,c], w [k,r,s,c] -> [n,oh,ow,k], oh = (h + 2 pad - r) / stride + 1. No bias: batch norm has one.
 Tensor conv2d(Pass&, const Tensor& x, const Param& w, Conv);
 
-// y = scale * (x - mean) / sqrt(var + eps) + bias over all but the last extent (Ioffe and Szegedy 2015, torch.nn.BatchNorm2d),
-// then + residual (same shape), then ReLU, as asked. Pass::train chooses batch or running statistics.
+// y = scale * (x - mean) / sqrt(var + eps) + bias over all but the last extent (Ioffe and Szegedy 2015,
+// torch.nn.BatchNorm2d), then + residual (same shape), then ReLU, as asked. Pass::train chooses batch or running
+// statistics.
 Tensor batch_norm(Pass&, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean, const Buffer& var,
                   Bn, const Tensor* residual = nullptr);
 // torch.nn.GroupNorm over [n,h,w,c] or [n,c]; one group is layer norm over (c,h,w) with a scale and bias per channel.

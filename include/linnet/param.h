@@ -1,5 +1,6 @@
-// Parameters and buffers of a model. Layers add theirs by name while the model is built; seal() then lays all parameters
-// out in one flat buffer, the decayed ones first, so that update, clipping and saving are one operation each.
+// Parameters and buffers of a model. Layers add theirs by name while the model is built; seal() then lays all
+// parameters out in one flat buffer, the decayed ones first, so that update, clipping and saving are one operation
+// each.
 #pragma once
 #include <deque>
 #include <functional>
@@ -54,7 +55,7 @@ class ParamStore {
   const Flat& flat() const { return flat_; }
   const std::vector<Param*>& params() const { return ordered_; }  // in creation order
   std::deque<Buffer>& buffers() { return buffers_; }
-  int64_t count() const;  // trainable numbers, padding not counted
+  int64_t count() const;                             // trainable numbers, padding not counted
   uint32_t next_layer_id() { return layer_ids_++; }  // names a dropout layer's random numbers
 
  private:

@@ -1,5 +1,5 @@
-// Recycles device memory between steps. Shapes are static, so from the second step on every request finds a block that an
-// earlier step returned: training allocates nothing (tests/pool_test.cpp).
+// Recycles device memory between steps. Shapes are static, so from the second step on every request finds a block that
+// an earlier step returned: training allocates nothing (tests/pool_test.cpp).
 #pragma once
 #include <map>
 #include <memory>

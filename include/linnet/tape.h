@@ -1,5 +1,5 @@
-// Reverse-mode differentiation. Ops record themselves in creation order, which is a topological order already, so backward
-// is a loop over a vector in reverse, freeing as it goes.
+// Reverse-mode differentiation. Ops record themselves in creation order, which is a topological order already, so
+// backward is a loop over a vector in reverse, freeing as it goes.
 #pragma once
 #include <functional>
 #include <vector>
@@ -22,16 +22,17 @@ class Tape {
   // Records an op that made y. `backward` gets dy once, when all users of y have added theirs.
   Tensor track(Tensor y, Backward backward);
 
-  // What an op's backward calls for each of its inputs. The first writer moves in, later ones add; a constant (var -1) is
-  // left out. An addition is done in place only by the sole owner of the memory: `add` hands one dy to both its inputs.
+  // What an op's backward calls for each of its inputs. The first writer moves in, later ones add; a constant (var -1)
+  // is left out. An addition is done in place only by the sole owner of the memory: `add` hands one dy to both its
+  // inputs.
   void add_grad(const Tensor& x, Tensor dx);
   // For a parameter: write(dw) overwrites dw. The first use since begin_step writes into the flat gradient itself.
   void add_grad(const Param& p, const std::function<void(const Tensor& dw)>& write);
   // Whether anybody wants the gradient of x; if not, an op need not compute it.
   static bool wants(const Tensor& x) { return x.var >= 0; }
 
-  // Forgets everything recorded and starts a new sum of parameter gradients. backward() may run several times before the
-  // update: gradients accumulate.
+  // Forgets everything recorded and starts a new sum of parameter gradients. backward() may run several times before
+  // the update: gradients accumulate.
   void begin_step();
   // Zeroes the gradients of parameters that no backward reached, so that the flat buffer is whole.
   void end_step(const std::vector<Param*>& all);
@@ -50,18 +51,18 @@ class Tape {
   Backend& backend_;
   Pool& pool_;
   std::vector<Node> nodes_;
-  int64_t first_ = 0;               // the first var of this step: vars are never used again, so a stale tensor is seen
-  std::vector<Tensor> grads_;       // by var - first_
-  std::vector<char> written_;       // by Param::index, since begin_step
+  int64_t first_ = 0;          // the first var of this step: vars are never used again, so a stale tensor is seen
+  std::vector<Tensor> grads_;  // by var - first_
+  std::vector<char> written_;  // by Param::index, since begin_step
 };
 
 // What every forward needs, passed explicitly: no global mode, no hidden state.
 struct Pass {
   Backend& be;
   Pool& pool;
-  Tape* tape = nullptr;   // null: inference, nothing is recorded
-  bool train = false;     // batch statistics and dropout
-  Tensor step = {};       // StepParams on the device; needed by dropout only
+  Tape* tape = nullptr;  // null: inference, nothing is recorded
+  bool train = false;    // batch statistics and dropout
+  Tensor step = {};      // StepParams on the device; needed by dropout only
 };
 
 }  // namespace linnet

@@ -1,5 +1,6 @@
-// The tensor: a value that names a shape, an element type and a share of a piece of memory. Copying a Tensor never copies
-// elements. Activations are NHWC: [batch, height, width, channels]; convolution weights are [out, kernel_h, kernel_w, in].
+// The tensor: a value that names a shape, an element type and a share of a piece of memory. Copying a Tensor never
+// copies elements. Activations are NHWC: [batch, height, width, channels]; convolution weights are [out, kernel_h,
+// kernel_w, in].
 #pragma once
 #include <algorithm>
 #include <array>

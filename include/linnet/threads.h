@@ -1,8 +1,9 @@
 // The one place where Linnet runs things in parallel on the CPU. Work is always cut into pieces whose number depends on
-// the problem alone, never on the number of threads, and each piece runs on one thread from start to end: hence the same
-// bits for any number of threads.
+// the problem alone, never on the number of threads, and each piece runs on one thread from start to end: hence the
+// same bits for any number of threads.
 #pragma once
 #include <atomic>
+#include <cstdint>
 #include <exception>
 #include <thread>
 #include <type_traits>
@@ -26,7 +27,7 @@ class ThreadPool {
   // Which thread takes a piece is not fixed. The first exception is rethrown here. Not reentrant.
   template <class F>
   void run(int64_t pieces, const F& f) {
-    if (pieces == 1 || workers_.empty()) {
+    if (pieces <= 1 || workers_.empty()) {
       for (int64_t piece = 0; piece < pieces; ++piece) f(piece, 0);
       return;
     }
@@ -43,10 +44,13 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   void (*call_)(const void*, int64_t, int) = nullptr;
   const void* context_ = nullptr;
-  int64_t pieces_ = 0;
-  std::atomic<int64_t> next_{0};
-  std::atomic<int> busy_{0};
-  std::atomic<uint32_t> round_{0};  // counts run() calls; workers wait for it to change
+  std::atomic<uint32_t> pieces_{0};
+  // The round (a call of run) in the upper half, its next free piece in the lower: who takes a piece by
+  // compare-and-swap has seen the round to which it belongs, and that round cannot end before the piece is done. So
+  // run() waits for pieces, not for threads: one that sleeps, or that the system has put aside, holds nobody up.
+  std::atomic<uint64_t> ticket_{0};
+  std::atomic<uint32_t> round_{0};  // what idle workers wait for
+  std::atomic<uint32_t> done_{0};
   std::atomic<bool> stop_{false};
   std::exception_ptr error_;
   std::atomic<bool> failed_{false};

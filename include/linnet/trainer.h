@@ -1,5 +1,5 @@
-// Training: a model, its data, its optimizer, and the loop. The trainer computes; what is shown or written is the business
-// of its observers (src/cli/console.cpp, src/train/run.cpp).
+// Training: a model, its data, its optimizer, and the loop. The trainer computes; what is shown or written is the
+// business of its observers (src/cli/console.cpp, src/train/run.cpp).
 #pragma once
 #include <functional>
 #include <memory>
@@ -21,8 +21,8 @@ struct RunData {
   Images train, val;
   std::function<Images()> test;
 };
-// Loads what [data] asks for, and fills an empty data.mean and data.std of `config` with what is measured on the training
-// split. Error(Exit::data) if there is no usable data.
+// Loads what [data] asks for, and fills an empty data.mean and data.std of `config` with what is measured on the
+// training split. Error(Exit::data) if there is no usable data.
 RunData load_run_data(Config& config);
 
 // A data set on a device, in the form that make_batch reads.
@@ -57,17 +57,18 @@ ModelOptions model_options(const Config&, const Images& like);
 
 // One row of metrics: names as docs/DESIGN.md lists them ("train/loss", "lr", ...), in a fixed order.
 struct Row {
-  std::string kind;  // "step", "epoch" or "test"
+  std::string kind;             // "step", "epoch" or "test"
   int64_t epoch = 0, step = 0;  // epochs and steps done so far
   std::vector<std::pair<std::string, double>> values;
-  std::string hash;  // of the whole state, at the end of an epoch
-  double wall_s = 0, img_per_s = 0;  // kept apart: they differ from run to run
+  std::string hash;                                // of the whole state, at the end of an epoch
+  double wall_s = 0, img_per_s = 0;                // kept apart: they differ from run to run
   double operator[](std::string_view name) const;  // NaN if there is none
 };
 
 struct Observer {
   virtual ~Observer() = default;
-  virtual void on_step(int64_t /*step*/, int64_t /*epoch*/) {}  // after every step; nothing may wait for the device here
+  virtual void on_step(int64_t /*step*/, int64_t /*epoch*/) {
+  }  // after every step; nothing may wait for the device here
   virtual void on_row(const Row&) {}
 };
 
@@ -80,7 +81,8 @@ class Trainer {
 
   // Trains to the end, or until `stop` returns true between two steps. Error(Exit::diverged) when the loss is no longer
   // finite. Afterwards, if it was not interrupted, the test set is read and its row reported.
-  Outcome run(const std::vector<Observer*>&, const std::function<bool()>& stop = [] { return false; });
+  Outcome run(
+      const std::vector<Observer*>&, const std::function<bool()>& stop = [] { return false; });
 
   // The parts of a step, for tests and benchmarks.
   void start_epoch(int64_t epoch);
@@ -115,12 +117,12 @@ class Trainer {
   Schedule schedule_;
   BatchSource train_;
   std::optional<BatchSource> val_;
-  Tensor params_step_;              // StepParams on the device
-  Tensor batch_, labels_, loss_;    // of the last step
-  Tensor one_;                      // where backward starts
-  Tensor totals_;                   // [2] f64: loss and correct answers since take_sums()
+  Tensor params_step_;            // StepParams on the device
+  Tensor batch_, labels_, loss_;  // of the last step
+  Tensor one_;                    // where backward starts
+  Tensor totals_;                 // [2] f64: loss and correct answers since take_sums()
   std::unique_ptr<Replay> replay_;
-  int64_t steps_per_epoch_ = 0;
+  int64_t steps_per_epoch_ = 0, eager_steps_ = 0;
   int64_t step_ = 0, epoch_ = 0, in_epoch_ = 0;  // done so far; the current epoch; steps done in it
   int64_t counted_ = 0;                          // images in totals_
 };

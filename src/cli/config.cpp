@@ -45,7 +45,8 @@ int validate(const Options& o) {
 }  // namespace
 
 void add_config(CLI::App& app, Command& command) {
-  CLI::App* verb = app.add_subcommand("config", "Show or check a config file.\n\n  linnet config show configs/resnet20.toml");
+  CLI::App* verb =
+      app.add_subcommand("config", "Show or check a config file.\n\n  linnet config show configs/resnet20.toml");
   verb->require_subcommand(1);
   auto options = std::make_shared<Options>();
   const auto add = [&](const char* name, const char* what, int (*run)(const Options&)) {

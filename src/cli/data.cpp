@@ -19,7 +19,8 @@ struct Options {
 std::filesystem::path located(const Options& o) {
   const std::filesystem::path path = find_cifar10(o.path);
   if (path.empty())
-    fail(Exit::data, "CIFAR-10 is not on this machine; `linnet data get cifar10` downloads it, or name its folder in "
+    fail(Exit::data,
+         "CIFAR-10 is not on this machine; `linnet data get cifar10` downloads it, or name its folder in "
          "$LINNET_DATA");
   return path;
 }
@@ -32,11 +33,12 @@ int get(const Options&) {
   if (cache_dir().empty())
     fail(Exit::data, "there is no cache folder to download to: set HOME or XDG_CACHE_HOME to an absolute path");
   const bool terminal = can_redraw();
-  const auto path = download(cifar10_archive(), cache_dir() / "cifar-10-binary.tar.gz", [&](int64_t done, int64_t total) {
-    if (terminal)
-      fmt::print(stderr, "\rCIFAR-10: {:3} %  {} of {} MiB\x1b[K", 100 * done / std::max<int64_t>(total, 1), done >> 20,
-                 total >> 20);
-  });
+  const auto path =
+      download(cifar10_archive(), cache_dir() / "cifar-10-binary.tar.gz", [&](int64_t done, int64_t total) {
+        if (terminal)
+          fmt::print(stderr, "\rCIFAR-10: {:3} %  {} of {} MiB\x1b[K", 100 * done / std::max<int64_t>(total, 1),
+                     done >> 20, total >> 20);
+      });
   if (terminal) fmt::print(stderr, "\n");
   load_cifar10(path, Split::train);  // what was downloaded can be read, too
   fmt::print("{}\n", path.string());

@@ -23,8 +23,7 @@ void add_info(CLI::App& app, Command& command) {
         return 0;
       }
       const nlohmann::ordered_json flat = out.flatten();
-      for (const auto& [key, value] : flat.items())
-        fmt::print("{:<18} {}\n", key.substr(1), value.get<std::string>());
+      for (const auto& [key, value] : flat.items()) fmt::print("{:<18} {}\n", key.substr(1), value.get<std::string>());
       return 0;
     };
   });

@@ -13,10 +13,11 @@
 int main(int argc, char** argv) {
   using namespace linnet;
   std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then a write error with a message, not a kill
-  CLI::App app{"Linnet trains small convolutional networks on CIFAR-10.\n\n"
-               "  linnet train configs/quickstart.toml            train, and find the run under runs/\n"
-               "  linnet eval runs/NAME                           measure a finished run on the test set\n"
-               "  linnet config show configs/resnet20.toml        every setting, with what it means"};
+  CLI::App app{
+      "Linnet trains small convolutional networks on CIFAR-10.\n\n"
+      "  linnet train configs/quickstart.toml            train, and find the run under runs/\n"
+      "  linnet eval runs/NAME                           measure a finished run on the test set\n"
+      "  linnet config show configs/resnet20.toml        every setting, with what it means"};
   app.name("linnet");
   app.set_version_flag("-V,--version", version());
   app.require_subcommand(1);
@@ -46,7 +47,8 @@ int main(int argc, char** argv) {
                  near.empty() ? "" : fmt::format(": did you mean '{}'?", near), fmt::join(verbs, ", "));
       return int(Exit::usage);
     }
-    std::fprintf(stderr, "error: %s\nhelp: linnet --help lists the verbs, linnet VERB --help the options of one\n", e.what());
+    std::fprintf(stderr, "error: %s\nhelp: linnet --help lists the verbs, linnet VERB --help the options of one\n",
+                 e.what());
     return int(Exit::usage);
   }
 

@@ -67,8 +67,8 @@ int train(const Options& o) {
   if (o.json)
     fmt::print("{}", run.summary());
   else
-    fmt::print("test accuracy {:.2f} %  (loss {:.4f})\nrun: {}\n", 100 * run.test()["test/acc"], run.test()["test/loss"],
-               run.dir().string());
+    fmt::print("test accuracy {:.2f} %  (loss {:.4f})\nrun: {}\n", 100 * run.test()["test/acc"],
+               run.test()["test/loss"], run.dir().string());
   return int(Exit::ok);
 }
 

@@ -11,8 +11,8 @@ size_t rounded(size_t bytes) {
   return (std::max<size_t>(bytes, 1) + unit - 1) / unit * unit;
 }
 
-// Holds a block while a Tensor uses it and hands it back at the end, under the size that was asked for: the backend's own
-// block may be larger.
+// Holds a block while a Tensor uses it and hands it back at the end, under the size that was asked for: the backend's
+// own block may be larger.
 struct Lease : Block {
   std::shared_ptr<Block> block;
   std::weak_ptr<std::multimap<size_t, std::shared_ptr<Block>>> home;

@@ -4,22 +4,31 @@ namespace linnet {
 
 size_t size_of(DType d) {
   switch (d) {
-    case DType::u8: return 1;
-    case DType::bf16: return 2;
+    case DType::u8:
+      return 1;
+    case DType::bf16:
+      return 2;
     case DType::i32:
-    case DType::f32: return 4;
-    case DType::f64: return 8;
+    case DType::f32:
+      return 4;
+    case DType::f64:
+      return 8;
   }
   fail(Exit::failure, "[dtype] unknown value {}", int(d));
 }
 
 const char* name_of(DType d) {
   switch (d) {
-    case DType::u8: return "u8";
-    case DType::i32: return "i32";
-    case DType::f32: return "f32";
-    case DType::bf16: return "bf16";
-    case DType::f64: return "f64";
+    case DType::u8:
+      return "u8";
+    case DType::i32:
+      return "i32";
+    case DType::f32:
+      return "f32";
+    case DType::bf16:
+      return "bf16";
+    case DType::f64:
+      return "f64";
   }
   return "unknown";
 }

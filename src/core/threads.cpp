@@ -11,6 +11,8 @@
 #include <string>
 #include <utility>
 
+#include "linnet/error.h"
+
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
@@ -75,38 +77,47 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::take_pieces(int thread) noexcept {
-  for (int64_t piece; (piece = next_.fetch_add(1, std::memory_order_relaxed)) < pieces_;) {
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  for (;;) {
+    const uint32_t piece = uint32_t(ticket), pieces = pieces_.load(std::memory_order_relaxed);
+    if (piece >= pieces) return;
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acquire)) continue;
     try {
       call_(context_, piece, thread);
     } catch (...) {
       if (!failed_.exchange(true)) error_ = std::current_exception();
     }
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == pieces) done_.notify_one();
+    ticket = ticket_.load(std::memory_order_acquire);
   }
 }
 
 void ThreadPool::run_pieces(int64_t pieces) {
-  pieces_ = pieces;
-  next_.store(0, std::memory_order_relaxed);
-  busy_.store(int(workers_.size()), std::memory_order_relaxed);
-  ++round_;  // publishes all of the above
+  require(pieces <= int64_t(UINT32_MAX), "[threads] {} pieces are too many", pieces);
+  // No worker holds a piece now, and none can get one before the new ticket is there.
+  const uint32_t round = uint32_t(ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+  pieces_.store(0, std::memory_order_relaxed);
+  done_.store(0, std::memory_order_relaxed);
+  ticket_.store(uint64_t(round) << 32, std::memory_order_release);
+  pieces_.store(uint32_t(pieces), std::memory_order_release);
+  round_.store(round, std::memory_order_release);
   round_.notify_all();
   take_pieces(0);
-  if (!spin_until([&] { return busy_.load(std::memory_order_acquire) == 0; })) {
-    for (int left; (left = busy_.load(std::memory_order_acquire)) != 0;) busy_.wait(left, std::memory_order_acquire);
-  }
+  const auto all = [&] { return done_.load(std::memory_order_acquire) == uint32_t(pieces); };
+  if (!spin_until(all))
+    for (uint32_t done; (done = done_.load(std::memory_order_acquire)) != uint32_t(pieces);)
+      done_.wait(done, std::memory_order_acquire);
   if (failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void ThreadPool::work(int thread) {
   flush_denormals();
   uint32_t seen = 0;
-  for (;;) {
+  while (!stop_) {
     if (!spin_until([&] { return round_.load(std::memory_order_acquire) != seen; }))
       round_.wait(seen, std::memory_order_acquire);
     seen = round_.load(std::memory_order_acquire);
-    if (stop_) return;
     take_pieces(thread);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
   }
 }
 

@@ -11,8 +11,8 @@ inline void require_nhwc(const char* op, const Tensor& x) {
 
 // A parameter with one number per channel of x.
 inline void require_per_channel(const char* op, const char* what, const Shape& shape, const Tensor& x) {
-  require(shape == Shape{x.dim(-1)}, "[{}] expected {} of shape [{}] for input {}, got {}", op, what, x.dim(-1), x.shape(),
-          shape);
+  require(shape == Shape{x.dim(-1)}, "[{}] expected {} of shape [{}] for input {}, got {}", op, what, x.dim(-1),
+          x.shape(), shape);
 }
 
 // Output extent of a window of `size` over `in` padded by `pad` on both sides.

@@ -2,15 +2,15 @@
 
 namespace linnet {
 
-Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean, const Buffer& var,
-                  Bn bn, const Tensor* residual) {
+Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean,
+                  const Buffer& var, Bn bn, const Tensor* residual) {
   require(x.rank() >= 2, "[batch_norm] expected input of at least two extents, got {}", x.shape());
   require_per_channel("batch_norm", "a scale", scale.shape, x);
   require_per_channel("batch_norm", "a bias", bias.shape, x);
   require_per_channel("batch_norm", "a running mean", mean.shape, x);
   require_per_channel("batch_norm", "a running variance", var.shape, x);
-  require(!residual || residual->shape() == x.shape(), "[batch_norm] expected a residual of shape {}, got {}", x.shape(),
-          residual ? residual->shape() : Shape{});
+  require(!residual || residual->shape() == x.shape(), "[batch_norm] expected a residual of shape {}, got {}",
+          x.shape(), residual ? residual->shape() : Shape{});
   require(!p.train || x.numel() > x.dim(-1),
           "[batch_norm] expected more than 1 value per channel when training, got {}; use a larger batch", x.shape());
 
@@ -24,20 +24,23 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
   const Tensor r = residual ? *residual : Tensor();
   // y is kept for the ReLU's mask only; without a ReLU its memory may go.
   const Tensor mask = bn.relu ? y : Tensor();
-  return p.tape->track(y, [&be = p.be, &pool = p.pool, tape = p.tape, x, mask, r, saved, &scale, &bias,
-                           bn](const Tensor& dy) {
-    const bool wants_residual = r && Tape::wants(r);
-    Tensor dx = pool.empty(x.shape(), x.dtype());
-    // Without a ReLU the residual's gradient is dy itself.
-    Tensor dr = wants_residual && bn.relu ? pool.empty(x.shape(), x.dtype()) : Tensor();
-    tape->add_grad(scale, [&](const Tensor& dscale) {
-      tape->add_grad(bias, [&](const Tensor& dbias) {
-        be.bn_backward(dx, dr ? &dr : nullptr, dscale, dbias, dy, x, mask, saved, scale.master, bn);
+  return p.tape->track(
+      y, [&be = p.be, &pool = p.pool, tape = p.tape, x, mask, r, saved, &scale, &bias, bn](const Tensor& dy) {
+        const bool wants_residual = r && Tape::wants(r);
+        Tensor dx = pool.empty(x.shape(), x.dtype());
+        // Without a ReLU the residual's gradient is dy itself.
+        Tensor dr = wants_residual && bn.relu ? pool.empty(x.shape(), x.dtype()) : Tensor();
+        tape->add_grad(scale, [&](const Tensor& dscale) {
+          tape->add_grad(bias, [&](const Tensor& dbias) {
+            be.bn_backward(dx, dr ? &dr : nullptr, dscale, dbias, dy, x, mask, saved, scale.master, bn);
+          });
+        });
+        if (dr)
+          tape->add_grad(r, std::move(dr));
+        else if (wants_residual)
+          tape->add_grad(r, dy);
+        tape->add_grad(x, std::move(dx));
       });
-    });
-    if (wants_residual) tape->add_grad(r, dr ? std::move(dr) : dy);
-    tape->add_grad(x, std::move(dx));
-  });
 }
 
 Tensor group_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, int groups, float eps) {
@@ -50,16 +53,16 @@ Tensor group_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
   Tensor saved = p.pool.empty({x.dim(0) * groups, 2}, DType::f32);
   p.be.group_norm(y, saved, x, scale.master, bias.master, groups, eps);
   if (!p.tape) return y;
-  return p.tape->track(
-      y, [&be = p.be, &pool = p.pool, tape = p.tape, x, saved, &scale, &bias, groups](const Tensor& dy) {
-        Tensor dx = pool.empty(x.shape(), x.dtype());
-        tape->add_grad(scale, [&](const Tensor& dscale) {
-          tape->add_grad(bias, [&](const Tensor& dbias) {
-            be.group_norm_grad(dx, dscale, dbias, dy, x, scale.master, saved, groups);
-          });
-        });
-        tape->add_grad(x, std::move(dx));
-      });
+  return p.tape->track(y,
+                       [&be = p.be, &pool = p.pool, tape = p.tape, x, saved, &scale, &bias, groups](const Tensor& dy) {
+                         Tensor dx = pool.empty(x.shape(), x.dtype());
+                         tape->add_grad(scale, [&](const Tensor& dscale) {
+                           tape->add_grad(bias, [&](const Tensor& dbias) {
+                             be.group_norm_grad(dx, dscale, dbias, dy, x, scale.master, saved, groups);
+                           });
+                         });
+                         tape->add_grad(x, std::move(dx));
+                       });
 }
 
 }  // namespace linnet

@@ -44,8 +44,8 @@ Tensor shortcut(Pass& p, const Tensor& x, int stride, int64_t channels) {
   require_nhwc("shortcut", x);
   require(stride > 0 && channels >= x.dim(3) && (channels - x.dim(3)) % 2 == 0,
           "[shortcut] cannot pad {} channels evenly to {} with stride {}", x.dim(3), channels, stride);
-  Tensor y = p.pool.empty({x.dim(0), (x.dim(1) + stride - 1) / stride, (x.dim(2) + stride - 1) / stride, channels},
-                          x.dtype());
+  Tensor y =
+      p.pool.empty({x.dim(0), (x.dim(1) + stride - 1) / stride, (x.dim(2) + stride - 1) / stride, channels}, x.dtype());
   p.be.shortcut(y, x, stride);
   if (!p.tape) return y;
   return p.tape->track(y, [&be = p.be, &pool = p.pool, tape = p.tape, x, stride](const Tensor& dy) {

@@ -30,7 +30,8 @@ RunData load_run_data(Config& config) {
     const std::filesystem::path path = find_cifar10(config.data.path);
     if (path.empty())
       fail(Exit::data,
-           "CIFAR-10 is not on this machine. Download it with `linnet data get cifar10`, name the folder that holds it in "
+           "CIFAR-10 is not on this machine. Download it with `linnet data get cifar10`, name the folder that holds it "
+           "in "
            "$LINNET_DATA or data.path, or train on generated images with --set data.name=synthetic");
     all = load_cifar10(path, Split::train);
     data.test = [=] { return load_cifar10(path, Split::test); };
@@ -43,7 +44,8 @@ RunData load_run_data(Config& config) {
     config.data.mean.assign(stats.mean.begin(), stats.mean.end());
     config.data.std.assign(stats.std.begin(), stats.std.end());
     if (std::ranges::find(config.data.std, 0) != config.data.std.end())
-      fail(Exit::data, "a colour channel has the same value in every pixel of the training images; check the data, or set "
+      fail(Exit::data,
+           "a colour channel has the same value in every pixel of the training images; check the data, or set "
            "data.mean and data.std");
   }
   if (int64_t(config.data.mean.size()) != data.train.channels || config.data.std.size() != config.data.mean.size())
@@ -73,7 +75,8 @@ ModelOptions model_options(const Config& config, const Images& like) {
   return {like.height, like.width, like.channels, like.classes, config.model.shortcut[0], float(config.model.dropout)};
 }
 
-Net::Net(Backend& backend, const std::string& model, const ModelOptions& options, uint64_t seed, int slots, bool decay_all)
+Net::Net(Backend& backend, const std::string& model, const ModelOptions& options, uint64_t seed, int slots,
+         bool decay_all)
     : backend_(backend), pool_(backend), model_(make_model(model, params_, options)) {
   params_.seal(backend, seed, slots, decay_all);
 }

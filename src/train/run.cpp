@@ -52,7 +52,8 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
     fail(Exit::usage, "the run folder {} exists and is not empty; choose another with --out", dir.string());
   fs::create_directories(dir, error);
   if (error)
-    fail(Exit::checkpoint, "cannot create the run folder {}: {}; choose another with --out", dir.string(), error.message());
+    fail(Exit::checkpoint, "cannot create the run folder {}: {}; choose another with --out", dir.string(),
+         error.message());
 
   write_file_atomically(dir / "config.toml", to_toml(config), Exit::checkpoint);
   Json env = {{"linnet", version()}, {"compiler", LINNET_COMPILER}, {"started", utc_now()}};

@@ -53,8 +53,10 @@ Trainer::Trainer(const Config& config, Backend& backend, const RunData& data)
   const int64_t n = data.train.size(), batch = config.train.batch_size;
   steps_per_epoch_ = config.data.drop_last ? n / batch : (n + batch - 1) / batch;
   if (steps_per_epoch_ == 0)
-    fail(Exit::usage, "{} training images do not fill one batch of {}; use a smaller train.batch_size or "
-         "data.drop_last = false", n, batch);
+    fail(Exit::usage,
+         "{} training images do not fill one batch of {}; use a smaller train.batch_size or "
+         "data.drop_last = false",
+         n, batch);
   schedule_ = make_schedule(config, steps_per_epoch_);
   train_ = upload_source(backend, data.train, config.data.mean, config.data.std);
   train_.crop_pad = int(config.augment.crop_pad);
@@ -86,11 +88,12 @@ void Trainer::step() {
               .step = step_,
               .seed = uint64_t(config_.train.seed)});
   // Two eager steps fill the pool and the plan caches; from then on a full batch is one captured step.
-  if (count == batch && step_ >= 2) {
+  if (count == batch && eager_steps_ >= 2) {
     if (!replay_) replay_ = backend_.capture([this] { compute(config_.train.batch_size); });
     replay_->run();
   } else {
     compute(count);
+    eager_steps_ += count == batch;
   }
   ++step_;
   ++in_epoch_;
@@ -108,7 +111,8 @@ void Trainer::compute(int64_t count) {
   tape_.begin_step();
   Pass pass{backend_, pool, &tape_, true, params_step_};
   const Tensor logits = net_.forward(pass, batch_);
-  const Loss loss = softmax_cross_entropy(pass, logits, labels_, float(config_.train.label_smoothing), 1.f / float(count));
+  const Loss loss =
+      softmax_cross_entropy(pass, logits, labels_, float(config_.train.label_smoothing), 1.f / float(count));
   backend_.accumulate(totals_, loss.stats);
   tape_.backward(loss.loss, one_);
   tape_.end_step(net_.params().params());
@@ -131,7 +135,8 @@ Trainer::Sums Trainer::take_sums() {
   backend_.download(totals, totals_);
   backend_.zero(totals_);
   const Sums sums{totals[0], totals[1], std::exchange(counted_, 0)};
-  if (!std::isfinite(sums.loss)) fail_diverged(sums.loss, fmt::format("in epoch {}, before step {}", epoch_ + 1, step_));
+  if (!std::isfinite(sums.loss))
+    fail_diverged(sums.loss, fmt::format("in epoch {}, before step {}", epoch_ + 1, step_));
   return sums;
 }
 
@@ -167,7 +172,8 @@ Outcome Trainer::run(const std::vector<Observer*>& observers, const std::functio
     row.img_per_s = double(epoch_sums.images) / (now_s() - epoch_mark);
     if (val_) {
       const Accuracy val = net_.evaluate(*val_, config_.train.eval_batch_size, data_.train.classes);
-      if (!std::isfinite(val.loss)) fail_diverged(val.loss, fmt::format("on the validation images after epoch {}", epoch + 1));
+      if (!std::isfinite(val.loss))
+        fail_diverged(val.loss, fmt::format("on the validation images after epoch {}", epoch + 1));
       row.values.insert(row.values.end(), {{"val/loss", val.loss}, {"val/acc", val.acc}});
     }
     row.values.emplace_back("lr", double(schedule_(step_ - 1)));
@@ -176,9 +182,8 @@ Outcome Trainer::run(const std::vector<Observer*>& observers, const std::functio
   }
 
   const Images test = data_.test();
-  const Accuracy accuracy =
-      net_.evaluate(upload_source(backend_, test, config_.data.mean, config_.data.std), config_.train.eval_batch_size,
-                    test.classes);
+  const Accuracy accuracy = net_.evaluate(upload_source(backend_, test, config_.data.mean, config_.data.std),
+                                          config_.train.eval_batch_size, test.classes);
   if (!std::isfinite(accuracy.loss)) fail_diverged(accuracy.loss, "on the test images");
   Row row{.kind = "test"};
   row.values = {{"test/loss", accuracy.loss}, {"test/acc", accuracy.acc}};

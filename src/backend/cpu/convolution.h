@@ -1,6 +1,6 @@
-// Convolutions on the CPU through oneDNN. The batch is cut into a fixed number of chunks, each computed by one thread with
-// a single-threaded primitive; partial weight gradients are added in a fixed tree. oneDNN's own threading would change the
-// bits of backward-weights with the number of threads; this does not, and it is as fast.
+// Convolutions on the CPU through oneDNN. The batch is cut into a fixed number of chunks, each computed by one thread
+// with a single-threaded primitive; partial weight gradients are added in a fixed tree. oneDNN's own threading would
+// change the bits of backward-weights with the number of threads; this does not, and it is as fast.
 #pragma once
 #include <memory>
 

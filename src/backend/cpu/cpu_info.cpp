@@ -37,8 +37,10 @@ std::vector<std::pair<std::string, std::string>> cpu_info() {
 void require_cpu() {
 #ifdef __AVX2__
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
-    fail(Exit::device, "this processor ({}) has no AVX2 and FMA, for which Linnet was built; configure with "
-         "-DLINNET_ARCH=x86-64 and build again", model_name());
+    fail(Exit::device,
+         "this processor ({}) has no AVX2 and FMA, for which Linnet was built; configure with "
+         "-DLINNET_ARCH=x86-64 and build again",
+         model_name());
 #endif
 }
 
