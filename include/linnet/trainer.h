@@ -61,7 +61,7 @@ struct Row {
   int64_t epoch = 0, step = 0;  // epochs and steps done so far
   std::vector<std::pair<std::string, double>> values;
   std::string hash;                                // of the whole state, at the end of an epoch
-  double wall_s = 0, img_per_s = 0;                // kept apart: they differ from run to run
+  double img_per_s = 0;                            // kept apart: it differs from run to run
   double operator[](std::string_view name) const;  // NaN if there is none
 };
 
