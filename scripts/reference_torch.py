@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tests/golden/*.safetensors: what PyTorch computes in float64, for tests/pytorch_test.cpp to compare with.
 
-    scripts/reference_torch.py            (needs PyTorch and NumPy; 1.13 and 2.15 write the same to 1e-9)
+    scripts/reference_torch.py            (needs PyTorch and NumPy; takes minutes: float64)
 
 Inputs and first weights are not stored: both sides make them from kernels/rng.h's random4. Every input is a number that
 float32 holds exactly, so float64 here and float32 there start from the same.
