@@ -186,7 +186,7 @@ void draw_picture(Canvas& canvas, int label, Dice dice, uint8_t* pixels) {
 
 Images make_synthetic(int64_t count, Split split, uint64_t seed, int size) {
   if (count < 1 || count > 10'000'000) fail(Exit::usage, "data.samples: expected 1 to 10000000 images, got {}", count);
-  if (size < 8 || size > 224) fail(Exit::usage, "data.image_size: expected 8 to 224 pixels, got {}", size);
+  if (size < 4 || size > 224) fail(Exit::usage, "data.image_size: expected 4 to 224 pixels, got {}", size);
   Images images{.height = size, .width = size, .channels = 3, .classes = kClasses};
   images.class_names = {"disc",  "ring",     "square", "frame",     "triangle",
                         "cross", "crescent", "bars",   "half-disc", "star"};

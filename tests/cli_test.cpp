@@ -248,6 +248,7 @@ class BadInput : public Cli {
 TEST_F(BadInput, CommandLine) {
   expect_refused({}, 2, {"subcommand is required"});
   expect_refused({"trainn", "x.toml"}, 2, {"unknown verb 'trainn'", "did you mean 'train'?"});
+  expect_refused({"trian", "x.toml"}, 2, {"unknown verb 'trian'", "did you mean 'train'?"});
   expect_refused({"\x1b[31mred"}, 2, {"unknown verb '\\x1b[31mred'", "train, eval"});
   expect_refused({"train"}, 2, {"config is required"});
   expect_refused({"train", config(), "--sed", "1"}, 2, {"--sed"});
@@ -273,8 +274,10 @@ TEST_F(BadInput, ModelAndImages) {
   expect_refused({"train", config(), "--set", "model.name=resnet21", "--out", out()}, 2,
                  {"unknown model 'resnet21'", "did you mean 'resnet20'?"});
   expect_refused({"config", "validate", config(), "--set", "model.name=resnet21"}, 2, {"did you mean 'resnet20'?"});
+  expect_refused({"train", config(), "--set", "data.image_size=3", "--out", out()}, 2,
+                 {"data.image_size must be >= 4 and <= 224, got 3"});
   expect_refused({"train", config(), "--set", "data.image_size=4", "--out", out()}, 2,
-                 {"data.image_size must be >= 8 and <= 224, got 4"});
+                 {"[convnet] expected images of at least 8x8 pixels, got 4x4"});
   expect_refused({"train", config(), "--set", "train.batch_size=97", "--out", out()}, 2,
                  {"96 training images do not fill one batch of 97", "data.drop_last = false"});
   EXPECT_FALSE(fs::exists(out()));  // a run that cannot start leaves no folder

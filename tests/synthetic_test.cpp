@@ -63,7 +63,7 @@ TEST(Synthetic, ColourDoesNotTellTheClass) {
 }
 
 TEST(Synthetic, TheSmallestAndTheLargestSize) {
-  for (const int size : {8, 224})
+  for (const int size : {4, 224})
     EXPECT_EQ(make_synthetic(30, Split::train, 0, size).pixels.size(), size_t(90 * size * size));
 }
 
@@ -71,7 +71,7 @@ TEST(Synthetic, RefusesWhatItCannotMake) {
   EXPECT_THROW(make_synthetic(0, Split::train, 0), Error);
   EXPECT_THROW(make_synthetic(-1, Split::train, 0), Error);
   EXPECT_THROW(make_synthetic(int64_t(1) << 40, Split::train, 0), Error);
-  EXPECT_THROW(make_synthetic(1, Split::train, 0, 7), Error);
+  EXPECT_THROW(make_synthetic(1, Split::train, 0, 3), Error);
   EXPECT_THROW(make_synthetic(1, Split::train, 0, 225), Error);
 }
 

@@ -121,7 +121,7 @@ void visit(C& c, F&& f) {
     c.data.samples);
   f(K{.name = "data.image_size",
       .doc = "height and width of the synthetic images, pixels",
-      .min = 8,
+      .min = 4,
       .max = 224,
       .used_by_key = "data.name",
       .used_by = {"synthetic"}},
