@@ -300,7 +300,7 @@ Download cifar10_archive() {
                // The mirror that MindSpore's tutorials name.
                "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz"},
       .size = 170052171,
-      .sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9dddda3db29a59bca1dd"};
+      .sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"};
 }
 
 fs::path download(const Download& wanted, const fs::path& target, const Progress& progress) {

@@ -1,5 +1,5 @@
 // The launch verbs on the CPU. Every verb cuts its range into pieces of a fixed size, so the result does not depend on
-// the number of threads (docs/DESIGN.md, "Same bits").
+// the number of threads (docs/DESIGN.md, "Rules").
 #pragma once
 #include <algorithm>
 #include <vector>

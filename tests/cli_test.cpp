@@ -272,7 +272,7 @@ TEST_F(BadInput, ConfigFile) {
 
 TEST_F(BadInput, ModelAndImages) {
   expect_refused({"train", config(), "--set", "model.name=resnet21", "--out", out()}, 2,
-                 {"unknown model 'resnet21'", "did you mean 'resnet20'?"});
+                 {"model.name expects one of resnet20", "did you mean 'resnet20'?"});
   expect_refused({"config", "validate", config(), "--set", "model.name=resnet21"}, 2, {"did you mean 'resnet20'?"});
   expect_refused({"train", config(), "--set", "data.image_size=3", "--out", out()}, 2,
                  {"data.image_size must be >= 4 and <= 224, got 3"});
@@ -314,14 +314,59 @@ TEST_F(BadInput, Data) {
   make("data_batch_3.bin", kBatch);
   std::fstream(data / "data_batch_2.bin", std::ios::in | std::ios::out | std::ios::binary).seekp(7 * 3073).put(10);
   expect_refused(with_path(data), 3, {"data_batch_2.bin", "10"});
+  make("data_batch_2.bin", 0);
+  make("data_batch_2.bin", kBatch);
+  // A damaged test set shows before the training, not after it.
+  make("test_batch.bin", kBatch - 1);
+  expect_refused(with_path(data), 3, {"test_batch.bin", "30729999"});
   EXPECT_FALSE(fs::exists(out()));
+}
+
+// Starts linnet with some of its streams taken away, through a shell.
+TEST_F(BadInput, Streams) {
+  const auto shell = [&](const std::string& redirections, const std::string& command) {
+    const std::string line =
+        "LINNET_RUNS=" + (dir_ / "runs").string() + " " + exe_ + " " + command + " " + redirections;
+    return WEXITSTATUS(std::system(line.c_str()));
+  };
+  const std::string train = "train " + config().string() + " --epochs 1 --out " + out();
+  EXPECT_EQ(shell("<&- >&- 2>&-", train), 0);
+  for (const std::string& line : lines_of(read(dir_ / "run" / "metrics.jsonl")))
+    EXPECT_TRUE(json::accept(line)) << line;
+  fs::remove_all(out());
+  EXPECT_EQ(shell("2>/dev/full >/dev/null", train), 0);  // nobody reads the progress: the run goes on
+  EXPECT_EQ(json::parse(read(dir_ / "run" / "summary.json"))["status"], "done");
+  fs::remove_all(out());
+  EXPECT_EQ(shell("2>/dev/null >/dev/full", train), 1);  // a result that could not be written is no success
+  EXPECT_EQ(json::parse(read(dir_ / "run" / "summary.json"))["status"], "done");
+  EXPECT_EQ(shell("2>/dev/null >/dev/full", "list models"), 1);
+}
+
+TEST_F(BadInput, TwoRunsInOneFolder) {
+  for (int round = 0; round < 5; ++round) {
+    fs::remove_all(out());
+    std::vector<pid_t> runs;
+    for (int i = 0; i < 4; ++i) runs.push_back(start({"train", config(), "--epochs", "1", "--out", out()}));
+    int done = 0;
+    for (const pid_t run : runs) {
+      const int code = wait(run).code;
+      EXPECT_TRUE(code == 0 || code == 2 || code == 7) << code;
+      done += code == 0;
+    }
+    EXPECT_EQ(done, 1);
+  }
+  // Without --out each finds a name of its own.
+  std::vector<pid_t> runs;
+  for (int i = 0; i < 4; ++i) runs.push_back(start({"train", config(), "--epochs", "1"}));
+  for (const pid_t run : runs) EXPECT_EQ(wait(run).code, 0);
+  EXPECT_EQ(std::distance(fs::directory_iterator(dir_ / "runs"), {}), 4);
 }
 
 TEST_F(BadInput, RunFolder) {
   write(dir_ / "file", "text");
   expect_refused({"train", config(), "--out", dir_ / "file" / "run"}, 4,
                  {"cannot create the run folder", "Not a directory", "--out"});
-  expect_refused({"train", config(), "--out", dir_ / "file"}, 2, {"exists and is not empty", "--out"});
+  expect_refused({"train", config(), "--out", dir_ / "file"}, 2, {"exists and is no folder", "--out"});
   fs::create_directory(dir_ / "full");
   write(dir_ / "full" / "notes", "mine");
   expect_refused({"train", config(), "--out", dir_ / "full"}, 2, {"exists and is not empty", "--out"});
@@ -335,7 +380,9 @@ TEST_F(BadInput, Eval) {
   write(dir_ / "net.safetensors", "no weights");
   expect_refused({"eval", dir_ / "net.safetensors"}, 2, {"--model NAME"});
   ASSERT_EQ(linnet({"train", config(), "--epochs", "1", "--out", out()}).code, 0);
-  expect_refused({"eval", out(), "--std", "0.2,0,0.2"}, 2, {"--std expects numbers above 0"});
+  expect_refused({"eval", out(), "--std", "0.2,0,0.2"}, 2, {"--std expects finite numbers above 0"});
+  expect_refused({"eval", out(), "--mean", "nan,0,0"}, 2, {"--mean expects finite numbers"});
+  expect_refused({"eval", out(), "--data", "/nowhere"}, 2, {"this run's data are synthetic"});
   expect_refused({"eval", out(), "--mean", "0.5,0.5"}, 2, {"need one number for each of the 3 channels"});
   expect_refused({"eval", out(), "--batch-size", "0"}, 2, {"--batch-size", "1", "65536"});
   expect_refused({"eval", out(), "--model", "mlp"}, 4, {"model.safetensors"});
@@ -412,7 +459,7 @@ TEST_F(Cli, ADumbTerminalIsTreatedLikeAPipe) {
 // -----------------------------------------------------------------------------------------------------------
 
 TEST_F(Cli, ASignalStopsTheRunAndKeepsTheWeights) {
-  for (const auto& [signal, code] : {std::pair{SIGINT, 130}, {SIGTERM, 143}}) {
+  for (const auto& [signal, code] : {std::pair{SIGINT, 130}, {SIGTERM, 143}, {SIGHUP, 129}}) {
     const pid_t pid = start_long_run({});
     kill(pid, signal);
     const Ended ended = wait(pid);

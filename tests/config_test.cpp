@@ -135,14 +135,16 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"SectionForNumber", "[optimizer.lr]\n", "1:1", "optimizer.lr expects a number, got a section", "-"},
         Case{"BelowMin", "[train]\nepochs = 0\n", "2:10", "train.epochs must be >= 1 and <= 1000000, got 0", "-"},
         Case{"AtExcludedMin", "[optimizer]\nlr = 0\n", "2:6", "optimizer.lr must be > 0 and <= 10000, got 0", "-"},
-        Case{"AtExcludedMax", "[model]\ndropout = 1.0\n", "2:11", "model.dropout must be >= 0 and < 1, got 1.0", "-"},
+        Case{"AtExcludedMax", "[optimizer]\nmomentum = 1.0\n", "2:12",
+             "optimizer.momentum must be >= 0 and < 1, got 1.0", "-"},
         Case{"JustAboveAnExactMax", "train.seed = 9007199254740993\n", "1:14", "train.seed must be", "-"},
         Case{"ElementOutOfRange", "data.mean = [0.5, 2, 0.5]\ndata.std = [1, 1, 1]\n", "1:19",
              "data.mean must be >= 0 and <= 1, got 2", "-"},
         Case{"Nan", "optimizer.clip_norm = nan\n", "1:23", "optimizer.clip_norm must be finite, got nan", "-"},
         Case{"Infinity", "optimizer.clip_norm = +inf\n", "1:23", "optimizer.clip_norm must be finite, got inf", "-"},
         Case{"Choice", "[schedule]\nname = 'cosinus'\n", "2:8",
-             "schedule.name expects one of constant, multistep, cosine, got the string 'cosinus'", "-"},
+             "schedule.name expects one of constant, multistep, cosine, got the string 'cosinus'",
+             "did you mean 'cosine'?"},
         Case{"ControlCharacterInString", "data.path = \"a\\u0000b\"\n", "1:13",
              "data.path expects a string of printable UTF-8, got the string 'a\\x00b'", "-"},
         Case{"DuplicateKey", "[optimizer]\nlr = 0.1\nmomentum = 0\n lr = 0.2\n", "4:2", "duplicate key 'lr'",
@@ -151,9 +153,13 @@ INSTANTIATE_TEST_SUITE_P(
              "duplicate key 'seed'", "it stands"},
         Case{"DuplicateSection", "[optimizer]\nlr = 0.1\n[log]\n[optimizer]\nlr = -1\n", "4:2",
              "duplicate section 'optimizer'", "it stands"},
-        Case{"NotUsed", "[optimizer]\nname = 'adamw'\nmomentum = 0.9\n", "3:1",
-             "'optimizer.momentum' is not used with optimizer.name = \"adamw\"",
-             "remove it, or reset it with `--set optimizer.momentum=`; it is used with sgd"},
+        Case{"NotUsed", "[model]\nname = 'linear'\ndropout = 0.5\n", "3:1",
+             "'model.dropout' is not used with model.name = \"linear\"",
+             "remove it, or reset it with `--set model.dropout=`; it is used with resnet20"},
+        Case{"UnknownModel", "[model]\nname = 'resnet21'\n", "2:8", "model.name expects one of resnet20, resnet32",
+             "did you mean 'resnet20'?"},
+        Case{"UnknownOptimizer", "[optimizer]\nname = 'sdg'\nlr = 1\n", "2:8", "optimizer.name expects one of sgd",
+             "did you mean 'sgd'?"},
         Case{"NotUsedData", "data.samples = 100\n", "1:6", "'data.samples' is not used with data.name = \"cifar10\"",
              "remove it"},
         Case{"MilestonesOrder", "schedule.milestones = [100, 100]\n", "1:10",
@@ -168,8 +174,9 @@ INSTANTIATE_TEST_SUITE_P(
              "optimizer.nesterov needs momentum > 0 and dampening = 0", "-"},
         Case{"NesterovWithDampening", "[optimizer]\ndampening = 0.1\nnesterov = true\n", "3:1",
              "optimizer.nesterov needs momentum > 0 and dampening = 0", "-"},
-        Case{"MeanWithoutStd", "[data]\nmean = [0.5]\n", "2:1", "data.mean and data.std need 1 or 3 values each", "-"},
-        Case{"TwoMeans", "[data]\nmean = [0.5, 0.5]\nstd = [1, 1]\n", "2:1", "data.mean and data.std need 1 or 3", "-"},
+        Case{"MeanWithoutStd", "[data]\nmean = [0.5]\n", "2:1", "data.mean and data.std need 3 values each", "-"},
+        Case{"TwoMeans", "[data]\nmean = [0.5, 0.5]\nstd = [1, 1]\n", "2:1", "data.mean and data.std need 3 values",
+             "-"},
         Case{"StdOfAnotherLength", "[data]\nmean = [0.5]\nstd = [1, 1, 1]\n", "2:1", "data.mean and data.std need",
              "-"},
         Case{"ValTakesAll", kSynthetic + "data.val = 100\ndata.samples = 100\n", "2:6",
@@ -266,7 +273,7 @@ TEST(ConfigOverride, IsTypedByTheKeyAndTheLastOneWins) {
 
 TEST(ConfigOverride, EmptyValueResetsToTheDefault) {
   const Config c =
-      parse_config("[train]\nepochs = 10\n[model]\nname = 'x'\n", "c.toml", {"train.epochs=", "model.name="});
+      parse_config("[train]\nepochs = 10\n[model]\nname = 'mlp'\n", "c.toml", {"train.epochs=", "model.name="});
   EXPECT_EQ(c.train.epochs, Config{}.train.epochs);
   EXPECT_EQ(c.model.name, Config{}.model.name);
 }
@@ -341,8 +348,8 @@ TEST(ConfigOverride, UnusedKeysAndRulesAreCheckedOnTheCombination) {
 TEST(ConfigToml, RoundTrips) {
   const std::vector<Overrides> runs = {
       {},
-      {"data.name=synthetic", "data.samples=20000", "data.mean=[0.1]", "data.std=[0.3333333333333333]"},
-      {"optimizer.name=adamw", "optimizer.lr=1e-7", "schedule.name=cosine", "schedule.min_lr=5e-324"},
+      {"data.name=synthetic", "data.samples=20000", "data.mean=[0.1,0.2,0.5]", "data.std=[0.3333333333333333,1,0.5]"},
+      {"model.name=mlp", "optimizer.lr=1e-7", "schedule.name=cosine", "schedule.min_lr=5e-324"},
       {"schedule.milestones=[0.1, 100, 1.5e2]", "train.seed=9007199254740992", "optimizer.clip_norm=1e300"},
       {"data.path=C:\\\"quoted\" \u00e9 # ]", "augment.flip=false", "optimizer.weight_decay=0.30000000000000004"},
   };

@@ -347,6 +347,8 @@ TEST_F(DownloadTest, InsistsOnHttps) {
   EXPECT_TRUE(has(expect_error(wanted), "not supported"));
   EXPECT_TRUE(server.requests().empty());
   for (const std::string& url : cifar10_archive().urls) EXPECT_EQ(url.rfind("https://", 0), 0u) << url;
+  EXPECT_EQ(cifar10_archive().sha256.size(), 64u);
+  EXPECT_EQ(cifar10_archive().sha256.find_first_not_of("0123456789abcdef"), std::string::npos);
 }
 
 TEST_F(DownloadTest, ProgressMayStopIt) {

@@ -530,6 +530,24 @@ TEST(File, InputFileKeepsWhatItOpenedAndSeesItShrink) {
   EXPECT_THROW(file.read(3, bytes), Error);
 }
 
+// Written by the reference library (scripts/reference_safetensors.py): Python is not needed to compare with it.
+TEST(SafeTensors, ReadsAFileOfTheReferenceLibrary) {
+  const auto tensor_of = [](const std::string& dtype, const std::vector<int64_t>& shape, const auto& values) {
+    const char* bytes = reinterpret_cast<const char*>(values.data());
+    return StoredTensor{dtype, shape, {bytes, bytes + values.size() * sizeof(values[0])}};
+  };
+  SafeTensors want;
+  want.tensors["conv.weight"] = tensor_of(
+      "F32", {2, 3}, std::vector{1.5f, -0.f, 0.1f, std::numeric_limits<float>::infinity(), -0x1p-149f, 3e38f});
+  want.tensors["half"] = tensor_of("F16", {4}, std::vector<uint16_t>{0x3C00, 0xC100, 0x7BFF, 1});  // 1 -2.5 65504 2^-24
+  want.tensors["brain"] = tensor_of("BF16", {3}, std::vector<uint16_t>{0x3F80, 0xC020, 0x7F80});   // 1 -2.5 infinity
+  want.tensors["count"] = tensor_of("I64", {2, 1}, std::vector<int64_t>{-1, int64_t(1) << 62});
+  want.tensors["scalar"] = tensor_of("I64", {}, std::vector<int64_t>{391});
+  want.tensors["empty"] = tensor_of("F32", {0, 3}, std::vector<float>{});
+  want.metadata = {{"format", "pt"}, {"note", "snow: \u2603, quote: \""}};
+  expect_equal(want, read_safetensors(fs::path(__FILE__).parent_path() / "golden" / "reference.safetensors"));
+}
+
 // Runs a script with a Python that has the reference library; false: there is none.
 bool run_reference(const fs::path& folder, const std::string& script) {
   spill(folder / "script.py", script);

@@ -83,13 +83,17 @@ void visit(C& c, F&& f) {
   f(K{.name = "model.name", .doc = "network, by its name in `linnet list models`"}, c.model.name);
   f(K{.name = "model.shortcut",
       .doc = "residual shortcut where the shape changes: A pads with zeros, B is a 1x1 convolution",
-      .choices = {"A", "B"}},
+      .choices = {"A", "B"},
+      .used_by_key = "model.name",
+      .used_by = {"resnet20", "resnet32", "resnet44", "resnet56", "resnet110"}},
     c.model.shortcut);
   f(K{.name = "model.dropout",
       .doc = "probability of dropping a feature before the last layer",
       .min = 0,
-      .max = 1,
-      .max_excluded = true},
+      .max = 0.999,
+      .used_by_key = "model.name",
+      .used_by = {"resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "plain20", "plain32", "plain44",
+                  "plain56", "plain110", "convnet", "convnet_nobn", "mlp"}},
     c.model.dropout);
 
   f(K{.name = "data.name", .doc = "data set", .choices = {"cifar10", "synthetic"}}, c.data.name);
@@ -199,11 +203,7 @@ void visit(C& c, F&& f) {
       .min = 0,
       .max = 9007199254740992.0},
     c.train.seed);
-  f(K{.name = "train.label_smoothing",
-      .doc = "share of the target spread over all classes",
-      .min = 0,
-      .max = 1,
-      .max_excluded = true},
+  f(K{.name = "train.label_smoothing", .doc = "share of the target spread over all classes", .min = 0, .max = 0.999},
     c.train.label_smoothing);
   f(K{.name = "train.precision",
       .doc = "type of activations and of the weights used in the products",

@@ -8,7 +8,7 @@
 
 namespace linnet {
 
-// The exit codes of every verb (docs/DESIGN.md, "The command line"). 130 and 143 belong to signals.
+// The exit codes of every verb (docs/DESIGN.md, "Rules"). 130 and 143 belong to signals.
 enum class Exit : int {
   ok = 0,
   failure = 1,     // anything else; also a broken contract between two parts of Linnet

@@ -19,14 +19,14 @@ namespace linnet {
 class RunFolder : public Observer {
  public:
   // Creates `dir` and writes config.toml, env.json and a summary. Error(Exit::usage) if it exists and is not empty,
-  // Error(Exit::checkpoint) if it cannot be written.
+  // Error(Exit::locked) if another process is just doing the same, Error(Exit::checkpoint) if it cannot be written.
   RunFolder(const std::filesystem::path& dir, const Config&, Backend&, const RunData&);
 
   void on_row(const Row&) override;
   // Writes model.safetensors and the final summary.
   void finish(const std::string& status, Net&, const std::string& reason = "");
-  // The summary alone, for a run that failed.
-  void fail_run(const std::string& status, const std::string& reason);
+  // For a run that failed: the summary and, if given, the weights so far, as far as they can still be written.
+  void fail_run(const std::string& status, const std::string& reason, Net* net) noexcept;
 
   const std::filesystem::path& dir() const { return dir_; }
   const Row& test() const { return test_; }  // empty until the end
@@ -46,8 +46,8 @@ class RunFolder : public Observer {
   std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
 };
 
-// $LINNET_RUNS or runs/, then a name made of time, model, optimizer and seed that does not exist yet.
-std::filesystem::path default_run_dir(const Config&);
+// A new, empty folder in $LINNET_RUNS or runs/, named by time, model, optimizer and seed.
+std::filesystem::path new_run_dir(const Config&);
 
 // "0.1.0 (commit abc1234)".
 std::string version();

@@ -55,7 +55,8 @@ class Net {
 };
 ModelOptions model_options(const Config&, const Images& like);
 
-// One row of metrics: names as docs/DESIGN.md lists them ("train/loss", "lr", ...), in a fixed order.
+// One row of metrics: "train/loss", "train/acc", "val/loss", "val/acc", "lr", "grad_norm", "test/acc", ..., in a fixed
+// order.
 struct Row {
   std::string kind;             // "step", "epoch" or "test"
   int64_t epoch = 0, step = 0;  // epochs and steps done so far

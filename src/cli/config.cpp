@@ -2,10 +2,7 @@
 #include "linnet/config.h"
 
 #include "cli.h"
-#include "linnet/model.h"
-#include "linnet/optimizer.h"
-#include "linnet/registry.h"
-#include "linnet/schedule.h"
+#include "linnet/error.h"
 
 namespace linnet {
 
@@ -17,16 +14,9 @@ struct Options {
   bool origin = false;
 };
 
-Config load(const Options& o, Origins& origins) {
-  const Config config = load_config(o.config, o.set, origins);
-  find_entry(models(), "model", config.model.name);
-  find_entry(optimizers(), "optimizer", config.optimizer.name);
-  return config;
-}
-
 int show(const Options& o) {
   Origins origins;
-  const Config config = load(o, origins);
+  const Config config = load_config(o.config, o.set, origins);
   if (!o.origin) {
     fmt::print("{}", to_toml(config, true));
   } else {
@@ -36,8 +26,7 @@ int show(const Options& o) {
 }
 
 int validate(const Options& o) {
-  Origins origins;
-  load(o, origins);
+  load_config(o.config, o.set);
   fmt::print("{}: ok\n", o.config);
   return int(Exit::ok);
 }

@@ -27,10 +27,7 @@ std::string duration(double seconds) {
   return s >= 60 ? fmt::format("{}m{:02}s", s / 60, s % 60) : fmt::format("{}s", s);
 }
 
-void line(const std::string& text) {
-  fmt::print(stderr, "{:%H:%M:%S} {}\n", fmt::localtime(std::time(nullptr)), text);
-  std::fflush(stderr);
-}
+void line(const std::string& text) { tell(fmt::format("{:%H:%M:%S} {}\n", fmt::localtime(std::time(nullptr)), text)); }
 
 // Parts side by side; one that does not fit the width starts a new line.
 std::string wrapped(const std::vector<std::string>& parts, size_t width) {
@@ -49,6 +46,11 @@ std::string wrapped(const std::vector<std::string>& parts, size_t width) {
 
 }  // namespace
 
+void tell(const std::string& text) {
+  std::fputs(text.c_str(), stderr);
+  std::fflush(stderr);
+}
+
 bool can_redraw() {
   const char *term = std::getenv("TERM"), *ci = std::getenv("CI");
   return isatty(STDERR_FILENO) && !(term && std::string_view(term) == "dumb") && !(ci && *ci);
@@ -61,8 +63,7 @@ Console::~Console() { clear(); }
 
 void Console::clear() {
   if (!drawn_) return;
-  std::fputs("\r\x1b[K", stderr);
-  std::fflush(stderr);
+  tell("\r\x1b[K");
   drawn_ = false;
 }
 
@@ -105,8 +106,7 @@ void Console::draw(int64_t step, int64_t epoch) {
   }
   for (const std::string& part : parts)
     if (text.size() + part.size() <= width) text += part;
-  fmt::print(stderr, "\r{}\x1b[K", text.substr(0, width));
-  std::fflush(stderr);
+  tell(fmt::format("\r{}\x1b[K", text.substr(0, width)));
   drawn_ = true;
 }
 

@@ -8,6 +8,9 @@
 
 namespace linnet {
 
+// Writes to stderr. That nobody listens any more is no reason to end a run: errors are passed over.
+void tell(const std::string& text);
+
 // Whether stderr is a terminal on which a line can be drawn anew.
 bool can_redraw();
 

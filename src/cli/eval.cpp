@@ -13,6 +13,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Options {
+  std::vector<std::string> set;
   std::string target, model, data, device = "auto", split = "test";
   std::vector<double> mean, std;
   int64_t batch_size = 0;
@@ -24,20 +25,26 @@ int evaluate(const Options& o) {
   Config config;
   fs::path weights = o.target;
   if (fs::is_directory(o.target)) {
-    config = load_config(fs::path(o.target) / "config.toml");
+    config = load_config(fs::path(o.target) / "config.toml", o.set);
     weights = fs::path(o.target) / "model.safetensors";
   } else if (!fs::exists(o.target)) {
     fail(Exit::usage, "there is no run folder and no weights file at {}", o.target);
   } else if (o.model.empty()) {
     fail(Exit::usage, "{} is a weights file: say which model it belongs to with --model NAME (`linnet list models`)",
          o.target);
+  } else {
+    config = parse_config("", "", o.set);
   }
   if (!o.model.empty()) config.model.name = o.model;
+  if (!o.data.empty() && config.data.name != "cifar10")
+    fail(Exit::usage, "--data names a folder with CIFAR-10, but this run's data are {}", config.data.name);
   if (!o.data.empty()) config.data.path = o.data;
   if (!o.mean.empty()) config.data.mean = o.mean;
   if (!o.std.empty()) config.data.std = o.std;
+  for (const double m : o.mean)
+    if (!std::isfinite(m)) fail(Exit::usage, "--mean expects finite numbers, got {}", m);
   for (const double s : o.std)
-    if (!(s > 0)) fail(Exit::usage, "--std expects numbers above 0, got {}", s);
+    if (!(s > 0) || !std::isfinite(s)) fail(Exit::usage, "--std expects finite numbers above 0, got {}", s);
   if (o.batch_size > 0) config.train.eval_batch_size = o.batch_size;
 
   const auto backend = make_backend(o.device);
@@ -76,6 +83,8 @@ void add_eval(CLI::App& app, Command& command) {
                                       "--std 0.247,0.243,0.262");
   verb->add_option("target", options->target, "run folder, or .safetensors file")->required();
   verb->add_option("--model", options->model, "model of a weights file");
+  verb->add_option("-s,--set", options->set, "override a key, e.g. --set model.shortcut=B (may be repeated)")
+      ->allow_extra_args(false);
   verb->add_option("--data", options->data, "folder or archive with CIFAR-10");
   verb->add_option("--split", options->split, "test, val or train")->check(CLI::IsMember({"test", "val", "train"}));
   verb->add_option("--mean", options->mean, "per-channel mean of pixel/255")->delimiter(',');

@@ -1,5 +1,7 @@
-// The command line. Every error ends here: one message on stderr, one exit code (docs/DESIGN.md, "The command line").
+// The command line. Every error ends here: one message on stderr, one exit code (docs/DESIGN.md, "Rules").
+#include <fcntl.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <cstdio>
@@ -10,8 +12,20 @@
 #include "linnet/run.h"
 #include "linnet/text.h"
 
+namespace {
+
+// A closed stdin, stdout or stderr would give its number to the next file that is opened: a run's metrics, say.
+void open_standard_streams() {
+  int fd = open("/dev/null", O_RDWR);
+  while (fd >= 0 && fd <= STDERR_FILENO) fd = open("/dev/null", O_RDWR);
+  if (fd > STDERR_FILENO) close(fd);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using namespace linnet;
+  open_standard_streams();
   std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then a write error with a message, not a kill
   CLI::App app{
       "Linnet trains small convolutional networks on CIFAR-10.\n\n"
@@ -53,7 +67,9 @@ int main(int argc, char** argv) {
   }
 
   try {
-    return command();
+    const int code = command();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout)) fail(Exit::failure, "not all of the output could be written");
+    return code;
   } catch (const Error& e) {
     const std::string text = e.what();
     std::fprintf(stderr, "%s%s\n", text.starts_with("error:") ? "" : "error: ", text.c_str());

@@ -21,6 +21,10 @@ void on_signal(int signal) {
   caught = signal;
 }
 
+void stop_on(int signal) {
+  if (std::signal(signal, on_signal) == SIG_IGN) std::signal(signal, SIG_IGN);  // nohup's wish holds
+}
+
 struct Options {
   std::string config, out, device;
   std::vector<std::string> set;
@@ -38,32 +42,35 @@ int train(const Options& o) {
   const auto backend = make_backend(config.train.device);
   const RunData data = load_run_data(config);
   Trainer trainer(config, *backend, data);
-  RunFolder run(o.out.empty() ? default_run_dir(config) : std::filesystem::path(o.out), config, *backend, data);
+  RunFolder run(o.out.empty() ? new_run_dir(config) : std::filesystem::path(o.out), config, *backend, data);
 
-  fmt::print(stderr, "{} on {}: {} parameters; {} training, {} validation images; {} steps an epoch\nrun: {}\n",
-             config.model.name, backend->info().front().second, trainer.net().params().count(), data.train.size(),
-             data.val.size(), trainer.steps_per_epoch(), run.dir().string());
+  tell(fmt::format("{} on {}: {} parameters; {} training, {} validation images; {} steps an epoch\nrun: {}\n",
+                   config.model.name, backend->info().front().second, trainer.net().params().count(), data.train.size(),
+                   data.val.size(), trainer.steps_per_epoch(), run.dir().string()));
 
-  std::signal(SIGINT, on_signal);
-  std::signal(SIGTERM, on_signal);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) stop_on(signal);
+  std::signal(SIGPIPE, SIG_IGN);  // `linnet train ... | head` must not lose the run
   Console console(config.train.epochs, trainer.steps_per_epoch(), config.train.batch_size);
   Outcome outcome;
   try {
     outcome = trainer.run({&run, &console}, [] { return caught != 0; });
+    if (outcome == Outcome::interrupted)
+      run.finish("interrupted", trainer.net(), fmt::format("signal {}", int(caught)));
+    else
+      run.finish("done", trainer.net());
   } catch (const std::exception& e) {
     console.clear();
     const auto* error = dynamic_cast<const Error*>(&e);
-    run.fail_run(error && error->exit == Exit::diverged ? "diverged" : "failed", e.what());
+    const bool diverged = error && error->exit == Exit::diverged;
+    run.fail_run(diverged ? "diverged" : "failed", e.what(), diverged ? nullptr : &trainer.net());
     throw;
   }
   console.clear();
   if (outcome == Outcome::interrupted) {
-    run.finish("interrupted", trainer.net(), fmt::format("signal {}", int(caught)));
-    fmt::print(stderr, "stopped by signal {} after step {}; the weights so far are in {}\n", int(caught),
-               trainer.global_step(), (run.dir() / "model.safetensors").string());
+    tell(fmt::format("stopped by signal {} after step {}; the weights so far are in {}\n", int(caught),
+                     trainer.global_step(), (run.dir() / "model.safetensors").string()));
     return 128 + caught;
   }
-  run.finish("done", trainer.net());
   if (o.json)
     fmt::print("{}", run.summary());
   else

@@ -37,6 +37,8 @@
 #pragma pop_macro("NDEBUG")
 
 #include "linnet/error.h"
+#include "linnet/model.h"
+#include "linnet/optimizer.h"
 #include "linnet/text.h"
 #include "src/train/toml_scan.h"
 
@@ -162,7 +164,8 @@ Complaint read(const Key& key, const toml::node& node, std::string& out) {
     i += c.length;
   }
   if (!key.choices.empty() && std::ranges::find(key.choices, value->get()) == key.choices.end())
-    return wrong_type(key, node, fmt::format("one of {}", fmt::join(key.choices, ", ")));
+    return wrong_type(key, node, fmt::format("one of {}", fmt::join(key.choices, ", ")),
+                      did_you_mean(nearest(value->get(), {key.choices.begin(), key.choices.end()})));
   out = value->get();
   return {};
 }
@@ -173,9 +176,21 @@ struct Slot {
   std::variant<std::string*, bool*, int64_t*, double*, std::vector<double>*> field;
 };
 
+template <class Entry>
+std::vector<std::string_view> names_of(const std::vector<Entry>& table) {
+  std::vector<std::string_view> names;
+  for (const Entry& entry : table) names.push_back(entry.name);
+  return names;
+}
+
 std::vector<Slot> slots_of(Config& config) {
   std::vector<Slot> slots;
-  visit(config, [&](const Key& key, auto& field) { slots.push_back({key, &field}); });
+  visit(config, [&](const Key& key, auto& field) {
+    slots.push_back({key, &field});
+    // What the registries know is checked here too: a wrong name is then reported with its place, beside all else.
+    if (key.name == "model.name") slots.back().key.choices = names_of(models());
+    if (key.name == "optimizer.name") slots.back().key.choices = names_of(optimizers());
+  });
   return slots;
 }
 
@@ -431,9 +446,14 @@ class Reader {
          fmt::format("optimizer.nesterov needs momentum > 0 and dampening = 0, got momentum = {} and dampening = {}",
                      c.optimizer.momentum, c.optimizer.dampening));
     const size_t means = c.data.mean.size();
-    rule(means == c.data.std.size() && (means == 0 || means == 1 || means == 3), {"data.mean", "data.std"},
-         fmt::format("data.mean and data.std need 1 or 3 values each, or none in both, got {} and {}", means,
+    rule(means == c.data.std.size() && (means == 0 || means == 3), {"data.mean", "data.std"},
+         fmt::format("data.mean and data.std need 3 values each, or none in both, got {} and {}", means,
                      c.data.std.size()));
+    rule(c.data.name != "cifar10" || c.data.val < 50000, {"data.val"},
+         fmt::format("data.val = {} leaves none of CIFAR-10's 50000 training images", c.data.val));
+    rule(c.optimizer.clip_norm == 0 || float(c.optimizer.clip_norm) > 0, {"optimizer.clip_norm"},
+         fmt::format("optimizer.clip_norm = {} is no longer above 0 as a float; 0 turns clipping off",
+                     c.optimizer.clip_norm));
     rule(c.data.val < c.data.samples, {"data.val", "data.samples"},
          fmt::format("data.val = {} leaves no training image of data.samples = {}", c.data.val, c.data.samples));
   }

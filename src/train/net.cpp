@@ -34,6 +34,7 @@ RunData load_run_data(Config& config) {
            "in "
            "$LINNET_DATA or data.path, or train on generated images with --set data.name=synthetic");
     all = load_cifar10(path, Split::train);
+    load_cifar10(path, Split::test);  // damage shows now, not after hours of training; it is measured once, at the end
     data.test = [=] { return load_cifar10(path, Split::test); };
   }
   const HoldOut split = hold_out(all.size(), config.data.val);

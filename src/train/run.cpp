@@ -3,11 +3,14 @@
 #include <fmt/chrono.h>
 #include <xxhash.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#include "linnet/commit.h"  // written by the build
 #include "linnet/weights.h"
 #include "src/core/file.h"
 
@@ -35,25 +38,35 @@ std::string version() {
   return LINNET_VERSION + (commit.empty() ? "" : " (commit " + commit + ")");
 }
 
-fs::path default_run_dir(const Config& c) {
+fs::path new_run_dir(const Config& c) {
   const char* base = std::getenv("LINNET_RUNS");
   const fs::path root = base && *base ? base : "runs";
   const std::string name = fmt::format("{:%Y-%m-%d_%H%M%S}_{}_{}_s{}", fmt::localtime(std::time(nullptr)), c.model.name,
                                        c.optimizer.name, c.train.seed);
+  std::error_code error;  // RunFolder says what is wrong with a folder that cannot be made
+  fs::create_directories(root, error);
   fs::path dir = root / name;
-  std::error_code ignored;  // RunFolder says what is wrong with a folder that cannot be looked into
-  for (int i = 2; fs::exists(dir, ignored); ++i) dir = root / fmt::format("{}-{}", name, i);
+  // Creating it is what makes it ours: of two runs that start in the same second, one goes on to the next name.
+  for (int i = 2; !fs::create_directory(dir, error) && !error; ++i) dir = root / fmt::format("{}-{}", name, i);
   return dir;
 }
 
 RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend, const RunData& data) : dir_(dir) {
   std::error_code error;
-  if (fs::exists(dir, error) && (!fs::is_directory(dir, error) || !fs::is_empty(dir, error)))
+  if (fs::exists(dir, error) && !fs::is_directory(dir, error))
+    fail(Exit::usage, "the run folder {} exists and is no folder; choose another with --out", dir.string());
+  if (fs::exists(dir, error) && !fs::is_empty(dir, error))
     fail(Exit::usage, "the run folder {} exists and is not empty; choose another with --out", dir.string());
   fs::create_directories(dir, error);
   if (error)
     fail(Exit::checkpoint, "cannot create the run folder {}: {}; choose another with --out", dir.string(),
          error.message());
+  // Of two processes that find the same empty folder, the one that creates this file has it.
+  if (std::FILE* claim = std::fopen((dir / "config.toml").c_str(), "wx"))
+    std::fclose(claim);
+  else
+    fail(errno == EEXIST ? Exit::locked : Exit::checkpoint, "cannot start a run in {}: {}", dir.string(),
+         errno == EEXIST ? "another process has just started one there" : std::generic_category().message(errno));
 
   write_file_atomically(dir / "config.toml", to_toml(config), Exit::checkpoint);
   Json env = {{"linnet", version()}, {"compiler", LINNET_COMPILER}, {"started", utc_now()}};
@@ -112,13 +125,23 @@ void RunFolder::write_summary() { write_file_atomically(dir_ / "summary.json", s
 
 void RunFolder::finish(const std::string& status, Net& net, const std::string& reason) {
   save_weights(dir_ / "model.safetensors", net.backend(), net.params(), {{"linnet", version()}});
-  fail_run(status, reason);
-}
-
-void RunFolder::fail_run(const std::string& status, const std::string& reason) {
   status_ = status;
   reason_ = reason;
   write_summary();
+}
+
+void RunFolder::fail_run(const std::string& status, const std::string& reason, Net* net) noexcept {
+  // What cannot be written any more must not hide the error that ended the run.
+  try {
+    if (net) save_weights(dir_ / "model.safetensors", net->backend(), net->params(), {{"linnet", version()}});
+  } catch (const std::exception&) {
+  }
+  try {
+    status_ = status;
+    reason_ = reason;
+    write_summary();
+  } catch (const std::exception&) {
+  }
 }
 
 }  // namespace linnet

@@ -181,6 +181,7 @@ Outcome Trainer::run(const std::vector<Observer*>& observers, const std::functio
     report(row);
   }
 
+  if (stop()) return Outcome::interrupted;
   const Images test = data_.test();
   const Accuracy accuracy = net_.evaluate(upload_source(backend_, test, config_.data.mean, config_.data.std),
                                           config_.train.eval_batch_size, test.classes);

@@ -19,8 +19,7 @@ namespace {
 
 struct CpuBlock : Block {
   explicit CpuBlock(size_t size) {
-    // Large blocks lie on 2 MB pages where the kernel grants them: fewer TLB misses, 1 to 6 % of a step
-    // (docs/DESIGN.md).
+    // Large blocks lie on 2 MB pages where the kernel grants them: fewer TLB misses.
     constexpr size_t kHuge = size_t(2) << 20;
     const size_t alignment = size >= kHuge ? kHuge : 64;
     bytes = (size + alignment - 1) / alignment * alignment;
