@@ -1,6 +1,6 @@
 // What every file in kernels/ may use: the marker for code that runs on both sides, and the 16-bit float.
-// The files of this folder include nothing but <cmath>, <cstdint>, <variant> and one another, so that g++ and nvcc read the very
-// same source: a CPU test of a functor tests the code that runs on the GPU.
+// The files of this folder include nothing but <cmath>, <cstdint>, <variant> and one another, so that g++ and nvcc read
+// the very same source: a CPU test of a functor tests the code that runs on the GPU.
 #pragma once
 #include <cmath>
 #include <cstdint>

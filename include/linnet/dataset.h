@@ -38,7 +38,7 @@ Images load_cifar10(const std::filesystem::path& path, Split);
 
 // Ten classes of size x size colour images, each made from (seed, split, index) alone, in integers: the same bits
 // everywhere. The class is the shape (disc, ring, star, ...) of the largest thing in the picture; its place, size,
-// angle, colours and texture are random, over clutter and under noise, hard enough that depth and augmentation matter.
+// angle, colours and texture are random, over clutter and under noise, hard enough that depth and augmentation matter (docs/BENCHMARKS.md).
 // Image i has label i % 10. size is 4 to 224.
 Images make_synthetic(int64_t count, Split, uint64_t seed, int size = 32);
 
