@@ -38,8 +38,8 @@ Images load_cifar10(const std::filesystem::path& path, Split);
 
 // Ten classes of size x size colour images, each made from (seed, split, index) alone, in integers: the same bits
 // everywhere. The class is the shape (disc, ring, star, ...) of the largest thing in the picture; its place, size,
-// angle, colours and texture are random, over clutter and under noise, hard enough that depth and augmentation matter (docs/BENCHMARKS.md).
-// Image i has label i % 10. size is 4 to 224.
+// angle, colours and texture are random, over clutter and under noise, hard enough that depth and augmentation matter
+// (docs/BENCHMARKS.md). Image i has label i % 10. size is 4 to 224.
 Images make_synthetic(int64_t count, Split, uint64_t seed, int size = 32);
 
 // A fixed random split of the indices 0..n-1 of n training samples, both parts in rising order; independent of the
