@@ -18,16 +18,14 @@ class Pool {
   // Uninitialised memory for `shape` elements; goes back to the pool when the last Tensor on it is gone.
   Tensor empty(const Shape&, DType);
   Tensor zeros(const Shape&, DType);
-  // How often the backend had to be asked for memory, and for how much in all.
+  // How often the backend had to be asked for memory.
   int64_t misses() const { return misses_; }
-  size_t bytes() const { return bytes_; }
 
  private:
   using FreeList = std::multimap<size_t, std::shared_ptr<Block>>;
   Backend& backend_;
   std::shared_ptr<FreeList> free_ = std::make_shared<FreeList>();
   int64_t misses_ = 0;
-  size_t bytes_ = 0;
 };
 
 }  // namespace linnet

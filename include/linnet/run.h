@@ -34,6 +34,7 @@ class RunFolder : public Observer {
   std::string summary() const;
 
  private:
+  void save(Net&);  // model.safetensors
   void write_summary();
   void append(std::ofstream&, const std::string& file, const std::string& line);
 

@@ -41,6 +41,7 @@ int train(const Options& o) {
 
   const auto backend = make_backend(config.train.device);
   const RunData data = load_run_data(config);
+  data.test();  // a damaged test set shows now, not after hours of training; it is measured once, at the end
   Trainer trainer(config, *backend, data);
   RunFolder run(o.out.empty() ? new_run_dir(config) : std::filesystem::path(o.out), config, *backend, data);
 

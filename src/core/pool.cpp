@@ -34,7 +34,6 @@ Tensor Pool::empty(const Shape& shape, DType dtype) {
   } else {
     lease->block = backend_.allocate(bytes);
     ++misses_;
-    bytes_ += bytes;
   }
   lease->data = lease->block->data;
   lease->bytes = bytes;

@@ -31,10 +31,8 @@ RunData load_run_data(Config& config) {
     if (path.empty())
       fail(Exit::data,
            "CIFAR-10 is not on this machine. Download it with `linnet data get cifar10`, name the folder that holds it "
-           "in "
-           "$LINNET_DATA or data.path, or train on generated images with --set data.name=synthetic");
+           "in $LINNET_DATA or data.path, or train on generated images with --set data.name=synthetic");
     all = load_cifar10(path, Split::train);
-    load_cifar10(path, Split::test);  // damage shows now, not after hours of training; it is measured once, at the end
     data.test = [=] { return load_cifar10(path, Split::test); };
   }
   const HoldOut split = hold_out(all.size(), config.data.val);

@@ -123,25 +123,29 @@ std::string RunFolder::summary() const {
 
 void RunFolder::write_summary() { write_file_atomically(dir_ / "summary.json", summary(), Exit::checkpoint); }
 
-void RunFolder::finish(const std::string& status, Net& net, const std::string& reason) {
+void RunFolder::save(Net& net) {
   save_weights(dir_ / "model.safetensors", net.backend(), net.params(), {{"linnet", version()}});
+}
+
+void RunFolder::finish(const std::string& status, Net& net, const std::string& reason) {
+  save(net);
   status_ = status;
   reason_ = reason;
   write_summary();
 }
 
 void RunFolder::fail_run(const std::string& status, const std::string& reason, Net* net) noexcept {
-  // What cannot be written any more must not hide the error that ended the run.
-  try {
-    if (net) save_weights(dir_ / "model.safetensors", net->backend(), net->params(), {{"linnet", version()}});
-  } catch (const std::exception&) {
-  }
-  try {
-    status_ = status;
-    reason_ = reason;
-    write_summary();
-  } catch (const std::exception&) {
-  }
+  status_ = status;
+  reason_ = reason;
+  // Each as far as it can still be written: a second failure must not hide the error that ended the run.
+  const auto attempt = [](const auto& write) {
+    try {
+      write();
+    } catch (const std::exception&) {
+    }
+  };
+  if (net) attempt([&] { save(*net); });
+  attempt([&] { write_summary(); });
 }
 
 }  // namespace linnet
