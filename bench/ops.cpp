@@ -2,9 +2,13 @@
 // GFLOP/s counts two per multiply-add, padding included; GB/s counts each operand once.
 #include <benchmark/benchmark.h>
 
+#include <chrono>
 #include <cstdlib>
+#include <sstream>
 
 #include "linnet/backend.h"
+#include "linnet/config.h"
+#include "linnet/optimizer.h"
 #include "linnet/pool.h"
 
 namespace {
@@ -77,12 +81,45 @@ void add(benchmark::State& state) {
   time(state, 0, 3.0 * double(x.bytes()), [&] { backend().add(y, y, x); });
 }
 
-void update(benchmark::State& state) {
-  const int64_t n = 272474;
-  const Flat flat{filled({n}), filled({n}), filled({1, n}), n, n};
+// All parameters of a ResNet-20 under one rule, beside a copy of as many words as the rule reads and writes.
+constexpr int64_t kParameters = 272474;
+
+double copy_seconds(int64_t words) {
+  const Tensor from = filled({kParameters * words / 2}), to = filled(from.shape());
+  double best = 1;
+  for (int k = 0; k < 200; ++k) {
+    const auto begin = std::chrono::steady_clock::now();
+    backend().copy(to, from);
+    backend().synchronize();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
+
+void update(benchmark::State& state, const Rule& rule) {
+  const int64_t n = kParameters;
+  Flat flat;
+  flat.master = filled({n});
+  flat.grad = filled({n});
+  flat.slots = Tensor(backend().allocate(size_t(n * std::max(1, slots_of(rule))) * 4), {slots_of(rule), n}, DType::f32);
+  backend().zero(flat.slots);
+  flat.segments = {{.begin = 0, .n = n, .n_decay = n - 1376}};  // batch norm and biases do not decay
+  flat.n = flat.n_trainable = n;
   const Tensor step = make_step(backend());
-  write_step(backend(), step, {.lr = 1e-3f, .weight_decay = 1e-4f, .step = 1});
-  time(state, 0, 5.0 * 4 * double(n), [&] { backend().update(Sgd{}, flat, step); });
+  StepParams params;
+  params.group[0] = group_step(rule, 1e-3, 1e-4, 10);
+  write_step(backend(), step, params);
+  double best = 1;
+  for (auto _ : state) {
+    const auto begin = std::chrono::steady_clock::now();
+    backend().shift(rule, flat, 0, step);
+    backend().update(rule, flat, 0, {}, step);
+    backend().synchronize();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  state.counters["words"] = words_moved(rule);
+  state.counters["us_best"] = best * 1e6;
+  state.counters["by_copy"] = best / copy_seconds(words_moved(rule));
 }
 
 }  // namespace
@@ -103,7 +140,18 @@ int main(int argc, char** argv) {
           size, forward)
           ->UseRealTime();
   benchmark::RegisterBenchmark("add/16@32", add)->UseRealTime();
-  benchmark::RegisterBenchmark("update_sgd/resnet20", update)->UseRealTime();
+  // Counter by_copy is the best time by that of a copy of the same words.
+  for (const char* keys :
+       {"name=sgd", "name=sgd momentum=0.9", "name=sgd momentum=0.9 nesterov=true", "name=sgdw momentum=0.9",
+        "name=nag", "name=adagrad", "name=rmsprop", "name=rmsprop centered=true", "name=rmsprop momentum=0.9",
+        "name=rmsprop centered=true momentum=0.9", "name=adam", "name=adam amsgrad=true", "name=adamw", "name=nadam",
+        "name=radam", "name=lion"}) {
+    std::vector<std::string> overrides;
+    std::istringstream words(keys);
+    for (std::string key; words >> key;) overrides.push_back("optimizer." + key);
+    const Rule rule = make_rule(parse_config("", "bench", overrides).optimizer);
+    benchmark::RegisterBenchmark(fmt::format("update/{}", keys + 5).c_str(), update, rule)->UseRealTime();
+  }
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();
 }

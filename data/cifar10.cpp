@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <set>
 
@@ -27,6 +28,7 @@ constexpr int kClasses = 10, kSide = 32, kPlane = kSide * kSide;
 constexpr int64_t kRecordBytes = 1 + 3 * kPlane;  // the label, then the red, green and blue planes
 constexpr int64_t kRecords = 10000;
 constexpr int64_t kBatchBytes = kRecords * kRecordBytes;
+constexpr size_t kNameBytes = 1024;        // of a member of the archive
 constexpr int64_t kMetaBytes = 64 * 1024;  // the most that batches.meta.txt may hold
 
 const std::array<std::string, 6> kBatches = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
@@ -54,13 +56,17 @@ fs::file_type kind(const fs::path& path) {
 bool present(const fs::path& path) { return kind(path) != fs::file_type::not_found; }
 bool is_folder(const fs::path& path) { return kind(path) == fs::file_type::directory; }
 
-Images empty_images(Split split) {
-  const auto [first, last] = batches_of(split);
+Images empty_images() {
   Images images{.height = kSide, .width = kSide, .channels = 3, .classes = kClasses};
   images.class_names = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"};
+  return images;
+}
+
+// Room for all images of the split, taken only when there is a batch to decode.
+void make_room(Images& images, Split split) {
+  const auto [first, last] = batches_of(split);
   images.pixels.resize(size_t(last - first) * kRecords * 3 * kPlane);
   images.labels.resize(size_t(last - first) * kRecords);
-  return images;
 }
 
 // Decodes one whole batch into the samples from `first` on. `name` is what messages call it.
@@ -96,25 +102,24 @@ std::vector<std::string> parse_names(std::string_view text, const std::string& n
   return names;
 }
 
-std::vector<uint8_t> read_batch(const fs::path& path) {
-  const InputFile file(path, Exit::data);
-  if (file.size() != uint64_t(kBatchBytes))
-    fail(Exit::data, "{}: expected {} bytes, got {}; the file is damaged: {}", path.string(), kBatchBytes, file.size(),
-         kHelp);
-  std::vector<uint8_t> data(file.size());
-  file.read(0, {reinterpret_cast<char*>(data.data()), data.size()});
-  return data;
-}
-
 Images load_folder(const fs::path& folder, Split split) {
-  Images images = empty_images(split);
-  const auto [first, last] = batches_of(split);
-  for (int b = first; b < last; ++b) {
-    const fs::path file = folder / kBatches[b];
-    decode_batch(read_batch(file), file.string(), images, (b - first) * kRecords);
-  }
+  Images images = empty_images();
   if (present(folder / kMeta))
     images.class_names = parse_names(read_file(folder / kMeta, kMetaBytes, Exit::data), (folder / kMeta).string());
+  const auto [first, last] = batches_of(split);
+  std::deque<InputFile> files;  // all sizes are right before the first byte is read
+  for (int b = first; b < last; ++b) {
+    const InputFile& file = files.emplace_back(folder / kBatches[b], Exit::data);
+    if (file.size() != uint64_t(kBatchBytes))
+      fail(Exit::data, "{}: expected {} bytes, got {}; the file is damaged: {}", (folder / kBatches[b]).string(),
+           kBatchBytes, file.size(), kHelp);
+  }
+  make_room(images, split);
+  std::vector<uint8_t> batch(kBatchBytes);
+  for (int b = first; b < last; ++b) {
+    files[size_t(b - first)].read(0, {reinterpret_cast<char*>(batch.data()), batch.size()});
+    decode_batch(batch, (folder / kBatches[b]).string(), images, (b - first) * kRecords);
+  }
   return images;
 }
 
@@ -122,7 +127,7 @@ Images load_folder(const fs::path& folder, Split split) {
 // libarchive 3.6 does not compare the checksum at the end of a gzip stream.
 class GzipStream {
  public:
-  explicit GzipStream(const fs::path& path) : buffer_(1 << 18) {
+  explicit GzipStream(const fs::path& path) : buffer_(1 << 16) {
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) fail(Exit::data, "cannot open {}: {}", path.string(), std::strerror(errno));
     struct stat info;
@@ -132,7 +137,7 @@ class GzipStream {
       ::close(fd);
       fail(Exit::data, "{}: expected a regular file; {}", path.string(), kHelp);
     }
-    gzbuffer(gz_, 1 << 18);
+    gzbuffer(gz_, 1 << 16);
   }
   ~GzipStream() { gzclose(gz_); }
   GzipStream(const GzipStream&) = delete;
@@ -193,7 +198,7 @@ Images load_archive(const fs::path& path, Split split) {
   if (archive_read_open(tar.get(), &gzip, nullptr, read_gzip, nullptr) != ARCHIVE_OK)
     damaged(archive_error_string(tar.get()));
 
-  Images images = empty_images(split);
+  Images images = empty_images();
   const auto [first, last] = batches_of(split);
   std::set<std::string> seen;
   for (;;) {
@@ -210,6 +215,11 @@ Images load_archive(const fs::path& path, Split split) {
       fail(Exit::data, "{} is neither a file nor a folder; this is not the official archive: {}", label, kHelp);
     if (name.empty() || name[0] == '/' || name.find("..") != std::string::npos)
       fail(Exit::data, "{} has a path that leaves the archive; this is not the official archive: {}", label, kHelp);
+    if (name.size() > kNameBytes)
+      fail(Exit::data, "{} has a path of {} bytes, expected at most {}; this is not the official archive: {}", label,
+           name.size(), kNameBytes, kHelp);
+    if (file && (archive_entry_perm(entry) & 07000))
+      fail(Exit::data, "{} is marked setuid, setgid or sticky; this is not the official archive: {}", label, kHelp);
     if (!seen.insert(name).second)
       fail(Exit::data, "{} occurs twice; this is not the official archive: {}", label, kHelp);
     if (name.rfind("cifar-10-batches-py/", 0) == 0) fail_python(path);
@@ -225,8 +235,10 @@ Images load_archive(const fs::path& path, Split split) {
     const int index = int(batch - kBatches.begin());
     if (!is_meta && (index < first || index >= last)) continue;
 
-    std::vector<uint8_t> data(static_cast<size_t>(bytes));
-    for (size_t done = 0; done < data.size();) {
+    // A header may promise more than comes: the room grows with what has come.
+    std::vector<uint8_t> data;
+    for (size_t done = 0; done < size_t(bytes);) {
+      if (done == data.size()) data.resize(std::min(size_t(bytes), std::max<size_t>(1 << 16, 2 * done)));
       const la_ssize_t n = archive_read_data(tar.get(), data.data() + done, data.size() - done);
       if (n <= 0) damaged(n < 0 ? archive_error_string(tar.get()) : "a member ends early");
       done += size_t(n);
@@ -234,6 +246,7 @@ Images load_archive(const fs::path& path, Split split) {
     if (is_meta) {
       images.class_names = parse_names({reinterpret_cast<const char*>(data.data()), data.size()}, label);
     } else {
+      if (images.labels.empty()) make_room(images, split);
       decode_batch(data, label, images, (index - first) * kRecords);
     }
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "hd.h"
 #include "linnet/threads.h"
 
 namespace linnet {
@@ -19,8 +20,9 @@ struct CpuExec {
     const int64_t piece = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, cost));
     pool->run((n + piece - 1) / piece, [&](int64_t k, int) {
       const int64_t end = std::min(n, (k + 1) * piece);
+      const auto body = loop_body(f);
 #pragma GCC ivdep
-      for (int64_t i = k * piece; i < end; ++i) f(i);
+      for (int64_t i = k * piece; i < end; ++i) body(i);
     });
   }
 

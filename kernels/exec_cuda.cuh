@@ -2,6 +2,7 @@
 #pragma once
 #include <typeinfo>
 
+#include "hd.h"
 #include "launch.h"
 
 namespace linnet {
@@ -12,7 +13,8 @@ void check_launch(const std::type_info& functor);
 template <class F>
 __global__ void for_each_kernel(int64_t n, F f) {
   const Stride s = thread_stride(blockIdx.x, gridDim.x, threadIdx.x);
-  for (int64_t i = s.first; i < n; i += s.stride) f(i);
+  const auto body = loop_body(f);
+  for (int64_t i = s.first; i < n; i += s.stride) body(i);
 }
 
 template <class F>

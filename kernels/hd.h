@@ -24,6 +24,22 @@ LINNET_HD float bits_float(uint32_t u) {
   return x;
 }
 
+// By the bits: a compiler that was told to assume finite numbers (-ffast-math) answers isfinite() with "yes".
+LINNET_HD bool is_finite(double x) {
+  uint64_t u;
+  __builtin_memcpy(&u, &x, sizeof u);
+  return (u >> 52 & 0x7FF) != 0x7FF;
+}
+
+// What a kernel's loop calls: the functor itself, or its local(), which has read what is the same for all elements.
+template <class F>
+LINNET_HD auto loop_body(const F& f) {
+  if constexpr (requires { f.local(); })
+    return f.local();
+  else
+    return f;
+}
+
 // bfloat16: the upper half of a float. Arithmetic is done in float; only loads and stores convert.
 struct bf16 {
   uint16_t bits;

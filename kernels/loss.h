@@ -5,14 +5,17 @@
 namespace linnet {
 
 // Softmax cross-entropy with label smoothing (torch.nn.functional.cross_entropy): with p = softmax(z) and the target
-// q = (1 - s) * onehot + s / C, loss = -sum q log p and d loss / dz = p - q. A row whose label is -1 is padding: no
-// loss, no gradient, not counted.
+// q = (1 - s) * onehot + s / C, loss = -sum q log p and d loss / dz = p - q. A mixed row has two labels: the onehot is
+// share * onehot(label) + (1 - share) * onehot(partner). A row whose label is -1 is padding: no loss, no gradient, not
+// counted.
 template <class T>
 struct SoftmaxLoss {  // over rows
   const T* __restrict__ logits;
   const int32_t* __restrict__ labels;
+  const int32_t* __restrict__ partners;  // both null: no second label
+  const float* __restrict__ shares;
   T* __restrict__ dlogits;
-  float* __restrict__ stats;  // [rows, 2]: loss, 1 if the largest logit is the label's
+  float* __restrict__ stats;  // [rows, 2]: loss, 1 if the largest logit is the label's with the larger share
   int64_t classes;
   float smoothing, scale;  // scale multiplies the gradient: 1 / batch for a mean
   LINNET_HD void operator()(int64_t row) const {
@@ -38,15 +41,21 @@ struct SoftmaxLoss {  // over rows
     }
     const float log_sum = logf(sum), even = smoothing / float(classes);
     // -sum q log p, with log p_c = z_c - top - log_sum
-    const float hit = float(z[label]) - top - log_sum;
+    float hit = float(z[label]) - top - log_sum;
+    const int32_t partner = partners ? partners[row] : label;
+    // Of two equal labels one has the whole share.
+    const float share = partner == label ? 1.f : shares[row];
+    if (share < 1) hit = (share > 0 ? share * hit : 0.f) + (1 - share) * (float(z[partner]) - top - log_sum);
     // Without smoothing the other classes stay out: one of them may be ruled out by a logit of minus infinity.
     const float others = smoothing > 0 ? even * (sum_z - float(classes) * log_sum) : 0.f;
     stats[row * 2] = -(1 - smoothing) * hit - others;
-    stats[row * 2 + 1] = best == label ? 1.f : 0.f;
-    for (int64_t c = 0; c < classes; ++c) {
+    stats[row * 2 + 1] = best == (share < 0.5f ? partner : label) ? 1.f : 0.f;
+    const auto grad = [&](int64_t c, float of_labels) {
       const float p = expf(float(z[c]) - top - log_sum);
-      dz[c] = T((p - even - (c == label ? 1 - smoothing : 0.f)) * scale);
-    }
+      return T((p - even - (1 - smoothing) * of_labels) * scale);
+    };
+    for (int64_t c = 0; c < classes; ++c) dz[c] = grad(c, c == label ? share : 0.f);
+    if (share < 1) dz[partner] = grad(partner, 1 - share);
   }
 };
 

@@ -8,7 +8,18 @@ namespace linnet {
 
 // What a draw is for. It is part of the key: two purposes never share a number. Append only: the values are in every
 // run.
-enum class Draw : uint32_t { init = 1, shuffle = 2, augment = 3, dropout = 4, split = 5, synthetic = 6, test = 7 };
+enum class Draw : uint32_t {
+  init = 1,
+  shuffle = 2,
+  augment = 3,
+  dropout = 4,
+  split = 5,
+  synthetic = 6,
+  test = 7,
+  jitter = 8,
+  cutout = 9,
+  mix = 10
+};
 
 struct Random4 {
   uint32_t v[4];

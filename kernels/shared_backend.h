@@ -1,6 +1,9 @@
 // Every operation that is not a vendor library's, launched in one line for both backends. Compiled twice: by g++ with
 // CpuExec, by nvcc with CudaExec.
 #pragma once
+#include <algorithm>
+#include <cmath>
+
 #include "augment.h"
 #include "linnet/backend.h"
 #include "loss.h"
@@ -122,12 +125,15 @@ class SharedBackend : public Backend {
   }
 
   void softmax_loss(const Tensor& loss, const Tensor& stats, const Tensor& dlogits, const Tensor& logits,
-                    const Tensor& labels, float smoothing, float scale) override {
+                    const Target& target, float smoothing, float scale) override {
+    const bool mixed = bool(target.partner);
     by_type(logits.dtype(), [&]<class T>(T) {
-      exec_.for_each(logits.dim(0),
-                     SoftmaxLoss<T>{ptr<T>(logits), ptr<int32_t>(labels), ptr<T>(dlogits), ptr<float>(stats),
-                                    logits.dim(1), smoothing, scale},
-                     logits.dim(1) * 8);
+      exec_.for_each(
+          logits.dim(0),
+          SoftmaxLoss<T>{ptr<T>(logits), ptr<int32_t>(target.label), mixed ? ptr<int32_t>(target.partner) : nullptr,
+                         mixed ? ptr<float>(target.share) : nullptr, ptr<T>(dlogits), ptr<float>(stats), logits.dim(1),
+                         smoothing, scale},
+          logits.dim(1) * 8);
     });
     exec_.for_each(1, LossOfStats{ptr<float>(stats), ptr<float>(loss), stats.dim(0), scale});
   }
@@ -143,31 +149,80 @@ class SharedBackend : public Backend {
                    stats.dim(0));
   }
 
-  void make_batch(const Tensor& batch, const Tensor& labels, const Tensor& draws, const BatchSource& source,
-                  const Tensor& step) override {
-    auto* drawn = reinterpret_cast<SampleDraw*>(ptr<int32_t>(draws));
-    exec_.for_each(batch.dim(0),
-                   DrawSamples{ptr<int32_t>(source.order), ptr<int32_t>(source.labels), source.order.numel(), drawn,
-                               ptr<int32_t>(labels), params(step), source.crop_pad, source.flip},
-                   64);
-    by_type(batch.dtype(), [&]<class T>(T) {
-      exec_.for_each_2d(batch.dim(0) * batch.dim(1), batch.dim(2),
-                        CropFlipNormalize<T>{ptr<uint8_t>(source.images), drawn, ptr<float>(source.table),
-                                             ptr<T>(batch), batch.dim(1), batch.dim(2), batch.dim(3)},
-                        batch.dim(3) * 2);
-    });
+  void make_batch(const Tensor& batch, const Target& target, const Tensor& draws, const BatchSource& source,
+                  const Tensor& step, int64_t offset) override {
+    if (source.augment.padding == Padding::zero)
+      make_padded_batch<Padding::zero>(batch, target, draws, source, step, offset);
+    else
+      make_padded_batch<Padding::reflect>(batch, target, draws, source, step, offset);
   }
-  void clip_scale(const Tensor& step, const Tensor& grad, float max_norm) override {
-    exec_.reduce(grad.numel(), Square{ptr<float>(grad)}, WriteClipScale{params(step), max_norm});
+
+  void judge_step(const Tensor& step, const Tensor& grad, const Tensor& sums, Clip clip) override {
+    exec_.reduce(grad.numel(), Square{ptr<float>(grad), clip}, JudgeStep{memory(step), ptr<double>(sums), clip});
   }
-  void update(const Rule& rule, const Flat& flat, const Tensor& step) override {
+  void shift(const Rule& rule, const Flat& flat, int segment, const Tensor& step) override {
     std::visit(
-        [&](auto r) {
-          ApplyRule<decltype(r)> f{r, ptr<float>(flat.master), ptr<float>(flat.grad), {}, flat.n_decay, params(step)};
-          for (int k = 0; k < r.kSlots; ++k) f.slot[k] = ptr<float>(flat.slots) + k * flat.n;
-          exec_.for_each(flat.n, f);
+        [&]<class R>(const R& r) {
+          if constexpr (R::kShifts) {
+            const Segment& s = flat.segments[size_t(segment)];
+            ApplyShift<R> f{r, ptr<float>(flat.master) + s.begin, {}, memory(step), segment};
+            for (int k = 0; k < R::kSlots; ++k) f.slot[k] = ptr<float>(flat.slots) + k * flat.n + s.begin;
+            exec_.for_each(s.n, f);
+          }
         },
         rule);
+  }
+  void update(const Rule& rule, const Flat& flat, int segment, Clip clip, const Tensor& step) override {
+    std::visit(
+        [&]<class R>(const R& r) {
+          const Segment& s = flat.segments[size_t(segment)];
+          for (const bool decays : {true, false}) {  // two launches: one comparison less for every element
+            const int64_t begin = s.begin + (decays ? 0 : s.n_decay), n = decays ? s.n_decay : s.n - s.n_decay;
+            if (n == 0) continue;
+            ApplyRule<R> f{
+                r,      ptr<float>(flat.master) + begin, ptr<float>(flat.grad) + begin, {}, decays, clip, memory(step),
+                segment};
+            for (int k = 0; k < R::kSlots; ++k) f.slot[k] = ptr<float>(flat.slots) + k * flat.n + begin;
+            exec_.for_each(n, f);
+          }
+        },
+        rule);
+  }
+  void muon(const Muon& rule, const Flat& flat, const Matrix& at, int segment, Clip clip, const MuonMemory& memory_,
+            const Tensor& step) override {
+    const int64_t n = at.rows * at.columns, small = std::min(at.rows, at.columns);
+    const bool wide = at.rows <= at.columns;
+    const Tensor x = memory_.x.slice(0, {at.rows, at.columns}), y = memory_.y.slice(0, {at.rows, at.columns});
+    const Tensor a = memory_.a.slice(0, {small, small}), b = memory_.b.slice(0, {small, small});
+    const auto sum = [&](const Tensor& out, double f, const Tensor& p, double g, const Tensor& q) {
+      exec_.for_each(out.numel(), WeightedSum{ptr<float>(p), ptr<float>(q), ptr<float>(out), float(f), float(g)});
+    };
+    exec_.for_each(n, MuonDirection{rule, ptr<float>(flat.grad) + at.offset, ptr<float>(flat.slots) + at.offset,
+                                    ptr<float>(x), clip, memory(step)});
+    exec_.reduce(n, Square{ptr<float>(x), {}}, WriteInverseNorm{ptr<float>(memory_.norm)});
+    scale_by(x, x, memory_.norm);
+    for (int k = 0; k < rule.iterations; ++k) {
+      this->matmul(a, x, !wide, x, wide);  // x x^T, or x^T x where that is the smaller one
+      this->matmul(b, a, false, a, false);
+      sum(b, kMuonB, a, kMuonC, b);
+      wide ? this->matmul(y, b, false, x, false) : this->matmul(y, x, false, b, false);
+      sum(x, kMuonA, x, 1, y);
+    }
+    const float size = float(std::sqrt(std::max(1.0, double(at.rows) / double(at.columns))));
+    exec_.for_each(
+        n, MuonApply{rule, ptr<float>(flat.master) + at.offset, ptr<float>(x), at.decays, size, memory(step), segment});
+  }
+  void lookahead(const Lookahead& rule, const Tensor& w, const Tensor& slow, const Tensor& step) override {
+    exec_.for_each(w.numel(), ApplyLookahead{rule, ptr<float>(w), ptr<float>(slow), memory(step)});
+  }
+  void moving_average(const Tensor& average, const Tensor& value, double decay, const Tensor& step) override {
+    exec_.for_each(value.numel(),
+                   MovingAverage{ptr<float>(average), ptr<float>(value), float(decay), float(1 - decay), memory(step)});
+  }
+  void commit(const Tensor& buffers, const Tensor& good, const Tensor& totals, const Tensor& sums, int64_t images,
+              const Tensor& step) override {
+    exec_.for_each(buffers.numel(), CommitBuffers{ptr<float>(buffers), ptr<float>(good), memory(step)});
+    exec_.for_each(1, CommitSums{ptr<double>(totals), ptr<double>(sums), double(images), memory(step)});
   }
 
  protected:
@@ -175,11 +230,35 @@ class SharedBackend : public Backend {
   static T* ptr(const Tensor& t) {
     return t.data<T>();
   }
-  static StepParams* params(const Tensor& step) { return static_cast<StepParams*>(step.raw()); }
+  static StepMemory* memory(const Tensor& step) { return static_cast<StepMemory*>(step.raw()); }
+  static const StepParams* params(const Tensor& step) { return &memory(step)->params; }
 
   Exec exec_;
 
  private:
+  template <Padding kPadding>
+  void make_padded_batch(const Tensor& batch, const Target& target, const Tensor& draws, const BatchSource& source,
+                         const Tensor& step, int64_t offset) {
+    const Augment& a = source.augment;
+    const int64_t n = batch.dim(0), height = batch.dim(1), width = batch.dim(2), channels = batch.dim(3);
+    auto* drawn = reinterpret_cast<SampleDraw*>(ptr<int32_t>(draws));
+    exec_.for_each(n,
+                   DrawSamples{ptr<int32_t>(source.order), ptr<int32_t>(source.labels), source.order.numel(), drawn,
+                               ptr<int32_t>(target.label), a.mixes() ? ptr<int32_t>(target.partner) : nullptr,
+                               a.mixes() ? ptr<float>(target.share) : nullptr, params(step), a, source.view, offset, n,
+                               height, width},
+                   a.mixes() ? 1024 : 64);
+    const PixelSource<kPadding> pixels{ptr<uint8_t>(source.images), ptr<float>(source.table), height, width, channels};
+    if (a.contrast > 0) exec_.for_each(n, GreyMeans<kPadding>{pixels, drawn}, height * width * 8);
+    by_type(batch.dtype(), [&]<class T>(T) {
+      if (!a.jitters() && a.cutout == 0 && !a.mixes())
+        exec_.for_each_2d(n * height, width, CropFlipNormalize<T, kPadding>{pixels, drawn, ptr<T>(batch)},
+                          channels * 2);
+      else
+        exec_.for_each_2d(n * height, width, AugmentPixels<T, kPadding>{pixels, drawn, ptr<T>(batch), a.jitters()},
+                          channels * (a.jitters() ? 32 : 8));
+    });
+  }
   static int64_t pixels(const Tensor& t) { return t.dim(0) * t.dim(1) * t.dim(2); }
   static WindowShape shape(const Tensor& in, const Tensor& out, Window w) {
     return {in.dim(1), in.dim(2), in.dim(3), out.dim(1), out.dim(2), w.height, w.width, w.stride, w.pad};

@@ -5,15 +5,40 @@
 
 namespace linnet {
 
+// What one parameter group's rule reads in a step, the same for all of its elements. In double: a rule converts once.
+struct GroupStep {
+  double lr = 0;
+  double weight_decay = 0;
+  int64_t t = 1;     // updates of this rule with this one, from 1
+  double c[4] = {};  // the rule's own factors of this step, such as bias corrections: Rule::factors()
+};
+
+inline constexpr int kMaxGroups = 8;
+
+// Written by the host before a step.
 struct StepParams {
-  float lr = 0;
-  float weight_decay = 0;
-  float clip_scale = 1;  // written on the device by clip_scale()
-  float grad_norm = 0;   // likewise: the global L2 norm before clipping
-  int32_t epoch = 0;     // 0-based
-  int64_t first = 0;     // position of the batch's first sample in the epoch's order
-  int64_t step = 0;      // 0-based, over the whole run
+  int32_t epoch = 0;  // 0-based
+  int64_t first = 0;  // position of the batch's first sample in the epoch's order
+  int64_t step = 0;   // 0-based, over the whole run
   uint64_t seed = 0;
+  int32_t max_bad_in_row = 0;  // more bad steps in a row than this, and all further ones are left out
+  GroupStep group[kMaxGroups];
+};
+
+// Written by the device, read by the host when it wants to know.
+struct StepResult {
+  float clip_scale = 1;
+  float grad_norm = 0;     // global L2 norm, before clipping it
+  int32_t bad = 0;         // the loss or a gradient is not finite: the update is not applied
+  int32_t bad_in_row = 0;  // so many have come one after the other
+  int64_t bad_step = -1;   // the first of them
+  int64_t clipped = 0;     // steps so far whose gradient was scaled down
+  int64_t skipped = 0;     // steps so far that were bad
+};
+
+struct StepMemory {
+  StepParams params;
+  StepResult result;
 };
 
 }  // namespace linnet

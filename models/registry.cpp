@@ -7,20 +7,20 @@ namespace linnet {
 
 const std::vector<ModelEntry>& models() {
   static const std::vector<ModelEntry> table = {
-      {"resnet20", "ResNet 6n+2 for small images (He et al. 2016), n = 3", residual_net<3>},
-      {"resnet32", "the same, n = 5", residual_net<5>},
-      {"resnet44", "the same, n = 7", residual_net<7>},
-      {"resnet56", "the same, n = 9", residual_net<9>},
-      {"resnet110", "the same, n = 18", residual_net<18>},
-      {"plain20", "ResNet-20 without its shortcuts", plain_net<3>},
-      {"plain32", "ResNet-32 without its shortcuts", plain_net<5>},
-      {"plain44", "ResNet-44 without its shortcuts", plain_net<7>},
-      {"plain56", "ResNet-56 without its shortcuts", plain_net<9>},
-      {"plain110", "ResNet-110 without its shortcuts", plain_net<18>},
-      {"convnet", "three 3x3 convolutions of 32, 64, 128 channels with batch norm and pooling", convnet},
-      {"convnet_nobn", "the same without batch norm", convnet_without_bn},
-      {"mlp", "one hidden layer of 100 units", mlp},
-      {"linear", "softmax regression on the pixels", linear_model},
+      {"resnet20", "ResNet 6n+2 for small images (He et al. 2016), n = 3", {"shortcut", "dropout"}, residual_net<3>},
+      {"resnet32", "the same, n = 5", {"shortcut", "dropout"}, residual_net<5>},
+      {"resnet44", "the same, n = 7", {"shortcut", "dropout"}, residual_net<7>},
+      {"resnet56", "the same, n = 9", {"shortcut", "dropout"}, residual_net<9>},
+      {"resnet110", "the same, n = 18", {"shortcut", "dropout"}, residual_net<18>},
+      {"plain20", "ResNet-20 without its shortcuts", {"dropout"}, plain_net<3>},
+      {"plain32", "ResNet-32 without its shortcuts", {"dropout"}, plain_net<5>},
+      {"plain44", "ResNet-44 without its shortcuts", {"dropout"}, plain_net<7>},
+      {"plain56", "ResNet-56 without its shortcuts", {"dropout"}, plain_net<9>},
+      {"plain110", "ResNet-110 without its shortcuts", {"dropout"}, plain_net<18>},
+      {"convnet", "three 3x3 convolutions of 32, 64, 128 channels with batch norm and pooling", {"dropout"}, convnet},
+      {"convnet_nobn", "the same without batch norm", {"dropout"}, convnet_without_bn},
+      {"mlp", "one hidden layer of 100 units", {"dropout"}, mlp},
+      {"linear", "softmax regression on the pixels", {}, linear_model},
   };
   return table;
 }

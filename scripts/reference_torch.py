@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/*.safetensors: what PyTorch computes in float64, for tests/pytorch_test.cpp to compare with.
+"""Writes tests/golden/*.safetensors: what PyTorch computes in float64, for tests/pytorch_test.cpp to compare with; and
+schedules.json for tests/schedule_test.cpp.
 
     scripts/reference_torch.py            (needs PyTorch and NumPy; takes minutes: float64)
 
@@ -255,18 +256,69 @@ def optimizers():
         norm = torch.nn.utils.clip_grad_norm_([w], max_norm)
         OPS[f"clip {max_norm:g}"] = np.append(w.grad.numpy(), float(norm))
 
-    def rates(make):
-        sgd = torch.optim.SGD([torch.zeros(1).requires_grad_()], 0.1)
-        schedule, out = make(sgd), []
-        for _ in range(50):
-            out.append(sgd.param_groups[0]["lr"])
-            sgd.step()
-            schedule.step()
-        return np.array(out)
 
+def schedules(path):
+    """Learning rates as torch.optim.lr_scheduler gives them, and falls of ReduceLROnPlateau on random metrics."""
     rules = torch.optim.lr_scheduler
-    OPS["multistep"] = rates(lambda sgd: rules.MultiStepLR(sgd, [20, 35], gamma=0.2))
-    OPS["cosine"] = rates(lambda sgd: rules.CosineAnnealingLR(sgd, 49, eta_min=0.001))
+    lr = 0.1
+
+    def optimizer():
+        return torch.optim.SGD([torch.zeros(1).requires_grad_()], lr)
+
+    def case(epochs, steps_per_epoch, make, **schedule):
+        """Each step's rate; the rule is stepped once a step or, with interval = "epoch", once an epoch."""
+        sgd = optimizer()
+        rule, rates = make(sgd), []
+        for step in range(epochs * steps_per_epoch):
+            rates.append(sgd.param_groups[0]["lr"])
+            sgd.step()
+            if schedule["interval"] == "step" or step % steps_per_epoch == steps_per_epoch - 1:
+                if step + 1 < epochs * steps_per_epoch:
+                    rule.step()
+        return {"schedule": schedule, "lr": lr, "epochs": epochs, "steps_per_epoch": steps_per_epoch, "rates": rates}
+
+    cases = []
+    for interval, epochs, per_epoch in [("step", 6, 10), ("epoch", 20, 3)]:
+        tick, total = (per_epoch, 60) if interval == "step" else (1, 20)  # ticks an epoch, ticks in all
+        period = total // 4 // tick
+        cases += [
+            case(epochs, per_epoch, make, interval=interval, **schedule) for make, schedule in [
+                (lambda o: rules.StepLR(o, 2 * tick, 0.3), dict(name="step", step_size=2, gamma=0.3)),
+                (lambda o: rules.MultiStepLR(o, [tick, 5 * tick], 0.2),
+                 dict(name="multistep", milestones=[1, 5], gamma=0.2)),
+                (lambda o: rules.ExponentialLR(o, 0.9**(1 / tick)), dict(name="exponential", gamma=0.9)),
+                (lambda o: rules.CosineAnnealingLR(o, total, 0.001), dict(name="cosine", min_lr=0.001)),
+                (lambda o: rules.CosineAnnealingWarmRestarts(o, period * tick, 1, 0.002),
+                 dict(name="cosine", period=period, min_lr=0.002)),
+                (lambda o: rules.CosineAnnealingWarmRestarts(o, period * tick, 2),
+                 dict(name="cosine", period=period, period_factor=2)),
+                (lambda o: rules.LinearLR(o, 1, 0.05, total), dict(name="linear", min_lr=0.005)),
+                (lambda o: rules.PolynomialLR(o, total, 2.5), dict(name="polynomial", power=2.5)),
+                (lambda o: rules.OneCycleLR(o, lr, total), dict(name="one_cycle")),
+                (lambda o: rules.OneCycleLR(o, lr, total, pct_start=0.45, div_factor=10, final_div_factor=100),
+                 dict(name="one_cycle", peak=0.45, div_factor=10, final_div_factor=100)),
+            ]
+        ]
+
+    draws, plateaus = np.random.default_rng(0), []
+    for n in range(16):
+        metric = ["val/loss", "val/acc"][n % 2]
+        schedule = dict(name="plateau", metric=metric, factor=float(draws.choice([0.1, 0.5])),
+                        patience=int(draws.integers(0, 4)), threshold=float(draws.choice([0, 1e-4, 0.02])),
+                        cooldown=int(draws.integers(0, 4)), min_lr=float(draws.choice([0, 1e-3])))
+        trend = 0.02 * np.arange(60) * (1 if metric == "val/acc" else -1)
+        metrics = np.round(2 + np.where(draws.random() < 0.5, trend, 0.5 * trend) + draws.normal(0, 0.15, 60), 2).tolist()
+        sgd = optimizer()
+        rule = rules.ReduceLROnPlateau(sgd, mode="max" if metric == "val/acc" else "min",
+                                       **{k: schedule[k] for k in ("factor", "patience", "threshold", "cooldown", "min_lr")})
+        rates = []
+        for value in metrics:
+            rule.step(value)
+            rates.append(sgd.param_groups[0]["lr"])
+        plateaus.append({"schedule": schedule, "lr": lr, "metrics": metrics, "rates": rates})
+    with open(path, "w") as f:
+        json.dump({"torch": torch.__version__, "rates": cases, "plateau": plateaus}, f, separators=(",", ":"))
+        f.write("\n")
 
 
 if __name__ == "__main__":
@@ -275,6 +327,7 @@ if __name__ == "__main__":
     parser.add_argument("--lr", type=float, default=0.01,
                         help="of the ten ResNet-20 steps; at 0.1 they amplify rounding: float32's own error is above 1e-2")
     options = parser.parse_args()
+    schedules(options.out / "schedules.json")
     operations()
     optimizers()
     write_safetensors(options.out / "operations.safetensors", OPS, {"torch": torch.__version__})

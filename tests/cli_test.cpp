@@ -249,7 +249,7 @@ TEST_F(BadInput, CommandLine) {
   expect_refused({}, 2, {"subcommand is required"});
   expect_refused({"trainn", "x.toml"}, 2, {"unknown verb 'trainn'", "did you mean 'train'?"});
   expect_refused({"trian", "x.toml"}, 2, {"unknown verb 'trian'", "did you mean 'train'?"});
-  expect_refused({"\x1b[31mred"}, 2, {"unknown verb '\\x1b[31mred'", "train, eval"});
+  expect_refused({"\x1b[31mred"}, 2, {"unknown verb '\\x1b[31mred'", "train, resume"});
   expect_refused({"train"}, 2, {"config is required"});
   expect_refused({"train", config(), "--sed", "1"}, 2, {"--sed"});
   expect_refused({"list", "model"}, 2, {"models"});

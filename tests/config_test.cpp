@@ -123,7 +123,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"StringForNumber", "[optimizer]\nlr = '0.1'\n", "2:6",
              "optimizer.lr expects a number, got the string '0.1'", "-"},
         Case{"NumberForString", "[model]\nname = 20\n", "2:8", "model.name expects a string, got 20", "-"},
-        Case{"NumberForBool", "[augment]\nflip = 1\n", "2:8", "augment.flip expects true or false, got 1", "-"},
+        Case{"NumberForBool", "[data]\nshuffle = 1\n", "2:11", "data.shuffle expects true or false, got 1", "-"},
         Case{"WholeFloatForInteger", "[data]\nval = 5000.0\n", "2:7", "data.val expects an integer, got 5000.0",
              "write 5000"},
         Case{"FloatForInteger", "[data]\nval = 0.5\n", "2:7", "data.val expects an integer, got 0.5", "-"},
@@ -143,7 +143,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"Nan", "optimizer.clip_norm = nan\n", "1:23", "optimizer.clip_norm must be finite, got nan", "-"},
         Case{"Infinity", "optimizer.clip_norm = +inf\n", "1:23", "optimizer.clip_norm must be finite, got inf", "-"},
         Case{"Choice", "[schedule]\nname = 'cosinus'\n", "2:8",
-             "schedule.name expects one of constant, multistep, cosine, got the string 'cosinus'",
+             "schedule.name expects one of constant, step, multistep, exponential, cosine, linear, polynomial, "
+             "one_cycle, plateau, got the string 'cosinus'",
              "did you mean 'cosine'?"},
         Case{"ControlCharacterInString", "data.path = \"a\\u0000b\"\n", "1:13",
              "data.path expects a string of printable UTF-8, got the string 'a\\x00b'", "-"},
@@ -168,12 +169,12 @@ INSTANTIATE_TEST_SUITE_P(
              "schedule.milestones must be below train.epochs = 200, got [100, 200]", "-"},
         Case{"WarmupTooLong", "[train]\nepochs = 4\n[schedule]\nwarmup = 4.5\n", "4:1",
              "schedule.warmup = 4.5 is longer than train.epochs = 4", "-"},
-        Case{"MinLr", "schedule.name = 'cosine'\nschedule.min_lr = 0.5\n", "2:10",
+        Case{"MinLr", "schedule.name = 'cosine'\nschedule.min_lr = 0.5\noptimizer.lr = 0.1\n", "2:10",
              "schedule.min_lr = 0.5 is above optimizer.lr = 0.1", "-"},
         Case{"NesterovWithoutMomentum", "[optimizer]\nnesterov = true\nmomentum = 0\n", "2:1",
-             "optimizer.nesterov needs momentum > 0 and dampening = 0", "-"},
-        Case{"NesterovWithDampening", "[optimizer]\ndampening = 0.1\nnesterov = true\n", "3:1",
-             "optimizer.nesterov needs momentum > 0 and dampening = 0", "-"},
+             "nesterov = true needs a momentum above 0", "-"},
+        Case{"NesterovWithDampening", "[optimizer]\ndampening = 0.1\nnesterov = true\nmomentum = 0.9\n", "3:1",
+             "nesterov = true needs dampening = 0", "-"},
         Case{"MeanWithoutStd", "[data]\nmean = [0.5]\n", "2:1", "data.mean and data.std need 3 values each", "-"},
         Case{"TwoMeans", "[data]\nmean = [0.5, 0.5]\nstd = [1, 1]\n", "2:1", "data.mean and data.std need 3 values",
              "-"},
@@ -183,7 +184,7 @@ INSTANTIATE_TEST_SUITE_P(
              "data.val = 100 leaves no training image of data.samples = 100", "-"},
         Case{"DefaultValTakesAll", kSynthetic + "data.samples = 100\n", "2:6", "data.val = 5000 leaves no", "-"},
         Case{"UnquotedString", "[schedule]\nname = cosine\nmin_lr = 0\n", "2:8", "TOML syntax: ", "text stands in"},
-        Case{"CapitalTrue", "augment.flip = True\n", "1:16",
+        Case{"CapitalTrue", "data.shuffle = True\n", "1:16",
              "TOML syntax: ", "text stands in \"quotes\"; a switch is true"},
         Case{"NoValue", "[train]\nseed =\n", "2:7", "TOML syntax: ", "-"},
         Case{"OpenList", "schedule.milestones = [1, 2\n[train]\nepoch = 1\n", "2:1", "TOML syntax: ", "-"},
@@ -261,11 +262,11 @@ TEST(Config, ManyMistakesAreCut) {
 
 TEST(ConfigOverride, IsTypedByTheKeyAndTheLastOneWins) {
   const Config c = parse_config("[train]\nepochs = 10\n", "c.toml",
-                                {"train.epochs=20", "optimizer.lr=1e-3", "optimizer.lr=2", "augment.flip=false",
+                                {"train.epochs=20", "optimizer.lr=1e-3", "optimizer.lr=2", "data.shuffle=false",
                                  "schedule.milestones=[10, 15]", "model.name=resnet56", "data.path=a b=c#d"});
   EXPECT_EQ(c.train.epochs, 20);
   EXPECT_EQ(c.optimizer.lr, 2.0);
-  EXPECT_FALSE(c.augment.flip);
+  EXPECT_FALSE(c.data.shuffle);
   EXPECT_EQ(c.schedule.milestones, (std::vector<double>{10, 15}));
   EXPECT_EQ(c.model.name, "resnet56");
   EXPECT_EQ(c.data.path, "a b=c#d");
@@ -310,7 +311,7 @@ TEST(ConfigOverride, RefusesWhatTheFileRefuses) {
            {"train.epochs=0", "train.epochs must be >= 1"},
            {"optimizer.lr=0,5", "optimizer.lr expects a number, got the string '0,5'"},
            {"optimizer.lr=nan", "optimizer.lr must be finite, got nan"},
-           {"augment.flip=yes", "augment.flip expects true or false, got the string 'yes'"},
+           {"data.shuffle=yes", "data.shuffle expects true or false, got the string 'yes'"},
            {"data.name=cifar", "data.name expects one of cifar10, synthetic, got the string 'cifar'"},
            {"data.path=\x1b[2J", "data.path expects a string of printable UTF-8, got the string '\\x1b[2J'"},
            {"data.path=\xff", "data.path expects a string of printable UTF-8, got the string '\\xff'"},
@@ -333,13 +334,13 @@ TEST(ConfigOverride, UnusedKeysAndRulesAreCheckedOnTheCombination) {
   expect_has(error, "'schedule.milestones' is not used with schedule.name = \"cosine\"\n  --> c.toml:3:1\n");
   expect_has(error, "help: remove it, or reset it with `--set schedule.milestones=`; it is used with multistep");
   const Config c =
-      parse_config(file, "c.toml", {"schedule.name=cosine", "schedule.milestones=", "schedule.min_lr=0.01"});
+      parse_config(file, "c.toml", {"schedule.name=cosine", "schedule.milestones=", "schedule.min_lr=0.0001"});
   EXPECT_EQ(c.schedule.name, "cosine");
-  EXPECT_EQ(c.schedule.min_lr, 0.01);
+  EXPECT_EQ(c.schedule.min_lr, 0.0001);
 
   expect_has(error_in(file, {"train.epochs=100"}), "--> c.toml:3:1");
   expect_has(error_in("", {"schedule.warmup=300"}), "--> --set\n     | schedule.warmup=300");
-  expect_has(error_in("", {"schedule.min_lr=0"}), "help: leave it out; it is used with cosine");
+  expect_has(error_in("", {"schedule.min_lr=0"}), "help: leave it out; it is used with exponential, cosine, linear");
   EXPECT_EQ(error_in("train.epochs = 5\nschedule.warmup = 7\n", {"train.epochs=10"}), "");
 }
 
@@ -351,7 +352,7 @@ TEST(ConfigToml, RoundTrips) {
       {"data.name=synthetic", "data.samples=20000", "data.mean=[0.1,0.2,0.5]", "data.std=[0.3333333333333333,1,0.5]"},
       {"model.name=mlp", "optimizer.lr=1e-7", "schedule.name=cosine", "schedule.min_lr=5e-324"},
       {"schedule.milestones=[0.1, 100, 1.5e2]", "train.seed=9007199254740992", "optimizer.clip_norm=1e300"},
-      {"data.path=C:\\\"quoted\" \u00e9 # ]", "augment.flip=false", "optimizer.weight_decay=0.30000000000000004"},
+      {"data.path=C:\\\"quoted\" \u00e9 # ]", "data.shuffle=false", "optimizer.weight_decay=0.30000000000000004"},
   };
   for (const Overrides& overrides : runs)
     for (const bool docs : {false, true}) {
@@ -364,14 +365,16 @@ TEST(ConfigToml, RoundTrips) {
 
 TEST(ConfigToml, ShowsWhatHasAnEffectShortestFirstToLast) {
   const std::string text = to_toml(parse_config("", "c.toml", {"schedule.name=cosine", "optimizer.lr=0.1"}));
-  expect_has(text, "[schedule]\nname = \"cosine\"\nwarmup = 0\nmin_lr = 0\n");
+  expect_has(text,
+             "[schedule]\nname = \"cosine\"\ninterval = \"step\"\nwarmup = 0\nwarmup_from = \"base\"\nmin_lr = "
+             "0\nperiod = 0\nperiod_factor = 1\n");
   expect_has(text, "\nlr = 0.1\n");
   EXPECT_EQ(text.find("milestones"), text.npos);
   EXPECT_EQ(text.find("samples"), text.npos);
   EXPECT_LT(text.find("[model]"), text.find("[data]"));
   EXPECT_LT(text.find("[schedule]"), text.find("[train]"));
   EXPECT_EQ(text.find('#'), text.npos);
-  expect_has(to_toml(Config{}, true), "# base learning rate; > 0 and <= 10000\nlr = 0.1\n");
+  expect_has(to_toml(Config{}, true), "# base learning rate; > 0 and <= 10000\nlr = 0.001\n");
 }
 
 struct DecimalComma : std::numpunct<char> {

@@ -165,7 +165,7 @@ TEST_P(ConvTest, LinearGolden) {
   };
   Param& w = store.add("weight", {1, 2}, true, values({0.5f, -0.2f}));
   Param& b = store.add("bias", {1}, false, values({0.1f}));
-  store.seal(be(), 0, 1);
+  store.seal(be(), 0);
   Pool pool(be());
   Tape tape(be(), pool);
   Pass p{be(), pool, &tape};

@@ -1,6 +1,6 @@
 // What a backend with a device of its own can get wrong: copies in pieces, work that is still under way, a captured
 // step. Runs on every backend.
-#include "op_case.h"
+#include "flat_run.h"
 
 namespace linnet {
 namespace {
@@ -73,19 +73,19 @@ TEST_P(RuntimeTest, OutOfMemoryIsAnErrorAndNotTheEnd) {
 TEST_P(RuntimeTest, ReplayFollowsTheStepParameters) {
   constexpr int64_t n = 1000;
   const auto weights = [&](bool captured) {
-    const Flat flat{.master = tensor_of(be(), {n}, DType::f32, random_values(n, 1)),
-                    .grad = tensor_of(be(), {n}, DType::f32, random_values(n, 2)),
-                    .slots = tensor_of(be(), {1, n}, DType::f32, std::vector<double>(size_t(n), 0.0)),
-                    .n = n,
-                    .n_decay = n / 2};
-    const Tensor step = make_step(be());
+    const Rule rule{Momentum{}};
+    const Flat flat = flat_of(be(), random_values(n, 1), random_values(n, 2), 1, n / 2);
+    const Tensor step = make_step(be()), sums(be().allocate(16), {2}, DType::f64);
+    be().zero(sums);
     const auto compute = [&] {
-      be().clip_scale(step, flat.grad, 1);
-      be().update(Rule{Sgd{0.9f, 0, true}}, flat, step);
+      be().judge_step(step, flat.grad, sums, {.norm = 1});
+      be().update(rule, flat, 0, {.norm = 1}, step);
     };
     const std::unique_ptr<Replay> replay = captured ? be().capture(compute) : nullptr;
     for (int64_t k = 0; k < 5; ++k) {
-      write_step(be(), step, {.lr = 0.1f * float(k + 1), .weight_decay = 0.01f, .step = k});
+      StepParams params{.step = k};
+      params.group[0] = group_step(rule, 0.1 * double(k + 1), 0.01, k + 1);
+      write_step(be(), step, params);
       captured ? replay->run() : compute();
     }
     return Results{{"weights", download(be(), flat.master)}, {"momentum", download(be(), flat.slots)}};

@@ -191,7 +191,7 @@ TEST(Model, SixteenImagesAreLearntByHeart) {
     c.data.samples = c.train.batch_size = 16;
     c.data.val = 0;
     c.data.image_size = 8;
-    c.augment = {.crop_pad = 0, .flip = false};
+    c.augment = {.crop_pad = 0, .flip = "none"};
     c.train.epochs = 100;  // of one step
     TinyRun run(c);
     EXPECT_EQ(run.run(), Outcome::done);

@@ -105,7 +105,7 @@ TEST_P(NormTest, BatchNormGolden) {
   ParamStore store;
   const Param &scale = param(store, 1, 1.5f), &bias = param(store, 1, 0.5f);
   const Buffer &mean = store.add_buffer("mean", {1}, 0), &var = store.add_buffer("var", {1}, 1);
-  store.seal(be(), 0, 1);
+  store.seal(be(), 0);
   Pool pool(be());
   Tape tape(be(), pool);
   Pass p{be(), pool, &tape, true};
@@ -155,7 +155,7 @@ TEST_P(NormTest, GroupNormCentralDifferences) {
 TEST_P(NormTest, GroupNormGolden) {
   ParamStore store;
   const Param &scale = param(store, 4, 1), &bias = param(store, 4, 0);
-  store.seal(be(), 0, 1);
+  store.seal(be(), 0);
   Pool pool(be());
   Pass p{be(), pool};
   const Tensor x = tensor_of(be(), {1, 1, 2, 4}, DType::f32, {1, 5, 2, 4, 3, 7, 2, 8});  // channels last
@@ -177,7 +177,7 @@ TEST_P(NormTest, ErrorsNameOpExpectedAndGot) {
   ParamStore store;
   const Param &three = param(store, 3, 1), &four = param(store, 4, 1);
   const Buffer &mean = store.add_buffer("mean", {3}, 0), &wide = store.add_buffer("var", {4}, 1);
-  store.seal(be(), 0, 1);
+  store.seal(be(), 0);
   Pool pool(be());
   Tape tape(be(), pool);
   Pass train{be(), pool, &tape, true}, taped_evaluation{be(), pool, &tape};
@@ -204,7 +204,7 @@ TEST_P(NormTest, EmptyBatch) {
   ParamStore store;
   const Param& three = param(store, 3, 1);
   const Buffer& state = store.add_buffer("state", {3}, 1);
-  store.seal(be(), 0, 1);
+  store.seal(be(), 0);
   Pool pool(be());
   Pass evaluation{be(), pool};
   const Tensor none = pool.empty({0, 4, 4, 3}, DType::f32);

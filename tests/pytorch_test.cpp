@@ -1,10 +1,9 @@
 // Linnet against PyTorch: tests/golden/*.safetensors hold what PyTorch computes in float64, written by
 // scripts/reference_torch.py, which explains the numbers. Inputs and first weights are drawn here as they are there.
+#include "flat_run.h"
 #include "linnet/optimizer.h"
 #include "linnet/safetensors.h"
-#include "linnet/schedule.h"
 #include "linnet/trainer.h"
-#include "op_case.h"
 
 namespace linnet {
 namespace {
@@ -128,7 +127,9 @@ void check_resnet(Backend& be, char option) {
   const Golden golden(fmt::format("resnet20_{}", option == 'A' ? 'a' : 'b'));
   ModelOptions options;
   options.shortcut = option;
-  Net net(be, "resnet20", options, 0, Sgd::kSlots, true);
+  Net net(be, "resnet20", options, 0, {.slots = Momentum::kSlots, .decay_all = true});
+  Momentum rule;
+  rule.nesterov = true;
   const std::vector<Param*>& params = net.params().params();
   for (const Param* p : params) upload(be, p->master, first_weights(*p));
 
@@ -147,7 +148,6 @@ void check_resnet(Backend& be, char option) {
   const Tensor step = make_step(be), one = tensor_of(be, {1}, DType::f32, {1});
   for (int64_t k = 0; k < kSteps; ++k) {
     const int64_t batch = int64_t(golden["batches"][size_t(k)]);
-    write_step(be, step, {.lr = float(golden["lr"][0]), .weight_decay = 1e-4f, .step = k});
     tape.begin_step();
     Pass pass{be, net.pool(), &tape, true, step};
     const Tensor logits = net.forward(pass, tensor_of(be, {kBatch, 32, 32, 3}, DType::f32, images(batch)));
@@ -163,7 +163,7 @@ void check_resnet(Backend& be, char option) {
       for (const Param* p : params) compare("gradient", p->name, p->grad);
       for (const Buffer& b : net.params().buffers()) compare("first", b.name, b.value);
     }
-    be.update(Sgd{.momentum = 0.9f, .nesterov = true}, net.params().flat(), step);
+    update_once(be, rule, net.params().flat(), step, golden["lr"][0], 1e-4, k + 1);
   }
   for (const Param* p : params) compare("last", p->name, p->master);
   for (const Buffer& b : net.params().buffers()) compare("last", b.name, b.value);
@@ -207,7 +207,7 @@ class TorchOps {
     for (const Drawn& w : c.params) operands.w.push_back(&store.add(w.name, w.shape, true, constant(0)));
     for (const auto& [name, fill] : {std::pair("mean", 0.f), {"var", 1.f}})
       operands.state.push_back(&store.add_buffer(name, {8}, fill));
-    store.seal(be_, 0, 1);
+    store.seal(be_, 0);
     for (size_t i = 0; i < c.params.size(); ++i) upload(be_, operands.w[i]->master, c.params[i].values());
 
     tape.begin_step();
@@ -318,14 +318,19 @@ TEST_P(PytorchTest, HundredStepsOfSgd) {
                        {0.9f, 0, true, 0.01f},
                        {0, 0, false, 0.1f}}) {
     const std::string name = fmt::format("sgd {:g} {:g} {:d} {:g}", c.momentum, c.dampening, c.nesterov, c.decay);
-    const Flat flat{tensor_of(be(), {n}, DType::f32, draw("sgd w", n)), tensor_of(be(), {n}, DType::f32, Doubles(n)),
-                    tensor_of(be(), {1, n}, DType::f32, Doubles(n)), n, n};
+    const Flat flat = flat_of(be(), draw("sgd w", n), Doubles(n), 1, n);
+    Rule rule = Sgd{};
+    if (c.momentum > 0) {
+      Momentum& momentum = rule.emplace<Momentum>();
+      momentum.momentum = double(c.momentum);
+      momentum.dampening = double(c.dampening);
+      momentum.nesterov = c.nesterov;
+    }
     const Tensor params = make_step(be());
     Doubles path;
     for (int64_t step = 0; step < 100; ++step) {
       upload(be(), flat.grad, draw("sgd g", n, 1, 0, step));
-      write_step(be(), params, {.lr = 0.05f, .weight_decay = c.decay, .step = step});
-      be().update(Sgd{c.momentum, c.dampening, c.nesterov}, flat, params);
+      update_once(be(), rule, flat, params, 0.05, double(c.decay), step + 1);
       const Doubles w = download(be(), flat.master);
       path.insert(path.end(), w.begin(), w.end());
     }
@@ -338,24 +343,14 @@ TEST_P(PytorchTest, ClippingByNorm) {
   for (const float max_norm : {0.5f, 100.f}) {
     const std::string name = fmt::format("clip {:g}", max_norm);
     Doubles g = draw("clip g", 300);
-    const Tensor params = make_step(be());
-    write_step(be(), params, {});
-    be().clip_scale(params, tensor_of(be(), {300}, DType::f32, g), max_norm);
-    const StepParams after = read_step(be(), params);
+    const Tensor step = make_step(be()), sums(be().allocate(16), {2}, DType::f64);
+    be().zero(sums);
+    be().judge_step(step, tensor_of(be(), {300}, DType::f32, g), sums, {.norm = max_norm});
+    const StepResult after = read_step(be(), step);
     for (double& e : g) e *= double(after.clip_scale);
     const Doubles want = golden[name];
     expect_close({{name, g}}, {{name, Doubles(want.begin(), want.end() - 1)}}, kOpTolerance);
     EXPECT_NEAR(double(after.grad_norm), want.back(), kOpTolerance * want.back());
-  }
-}
-
-TEST(Pytorch, Schedules) {
-  const Golden golden("operations");
-  for (const auto& [name, schedule] :
-       {std::pair("multistep", multistep_lr(0.1f, {20, 35}, 0.2f)), {"cosine", cosine_lr(0.1f, 0, 49, 0.001f)}}) {
-    Doubles rates;
-    for (int64_t step = 0; step < 50; ++step) rates.push_back(double(schedule(step)));
-    expect_close({{name, rates}}, {{name, golden[name]}}, 1e-7);  // a float's rounding
   }
 }
 

@@ -314,23 +314,26 @@ class ReferenceBackend : public Backend {
   }
 
   void softmax_loss(const Tensor& loss, const Tensor& stats, const Tensor& dlogits, const Tensor& logits,
-                    const Tensor& labels, float smoothing, float scale) override {
+                    const Target& target, float smoothing, float scale) override {
     Values z(logits), dz(logits.shape()), s(stats.shape());
     const int64_t rows = logits.dim(0), classes = logits.dim(1);
     double total = 0;
     for (int64_t row = 0; row < rows; ++row) {
-      const int32_t label = labels.data<int32_t>()[row];
+      const int32_t label = target.label.data<int32_t>()[row];
       if (label < 0) continue;
+      const int32_t partner = target.partner ? target.partner.data<int32_t>()[row] : label;
+      const double share = target.partner ? double(target.share.data<float>()[row]) : 1;
       const auto first = z.v.begin() + row * classes, top = std::max_element(first, first + classes);
       double sum = 0;
       for (int64_t c = 0; c < classes; ++c) sum += std::exp(first[c] - *top);
       for (int64_t c = 0; c < classes; ++c) {
         const double log_p = first[c] - *top - std::log(sum);
-        const double q = double(smoothing) / double(classes) + (c == label ? 1 - double(smoothing) : 0);
-        s[row * 2] -= q * log_p;
+        const double of_labels = (c == label ? share : 0) + (c == partner ? 1 - share : 0);
+        const double q = double(smoothing) / double(classes) + (1 - double(smoothing)) * of_labels;
+        if (q > 0) s[row * 2] -= q * log_p;
         dz[row * classes + c] = (std::exp(log_p) - q) * double(scale);
       }
-      s[row * 2 + 1] = top - first == label;
+      s[row * 2 + 1] = top - first == (share < 0.5 ? partner : label);
       total += s[row * 2];
     }
     s.store(stats);
@@ -355,62 +358,252 @@ class ReferenceBackend : public Backend {
     t.store(totals);
   }
 
-  // Sample n of the batch is the crop at (dy, dx) of a zero-padded image, then mirrored; black is the byte 0.
-  void make_batch(const Tensor& batch, const Tensor& labels, const Tensor& draws, const BatchSource& source,
-                  const Tensor& step) override {
-    Values out(batch.shape()), images(source.images), table(source.table);
-    const int64_t height = batch.dim(1), width = batch.dim(2), channels = batch.dim(3);
-    for (int64_t n = 0; n < batch.dim(0); ++n) {
-      const int64_t at = params(step)->first + n;
-      const bool real = at < source.order.numel();
-      int64_t item = -1, dx = 0, dy = 0, flip = 0;
-      if (real) {
-        item = source.order.data<int32_t>()[at];
-        const Random4 r = random4(params(step)->seed, Draw::augment, uint64_t(item), uint32_t(params(step)->epoch));
-        dx = int64_t(below(r.v[0], uint32_t(2 * source.crop_pad + 1))) - source.crop_pad;
-        dy = int64_t(below(r.v[1], uint32_t(2 * source.crop_pad + 1))) - source.crop_pad;
-        flip = source.flip && r.v[2] >= 1u << 31;
+  // Whole images, one operation after the other. Bits and the step's lambda come from kernels/: the draw is the
+  // definition (augment_test.cpp has its distributions).
+  void make_batch(const Tensor& batch, const Target& target, const Tensor& draws, const BatchSource& source,
+                  const Tensor& step, int64_t offset) override {
+    const StepParams& at = *params(step);
+    const Augment& a = source.augment;
+    Values out(batch.shape());
+    const int64_t rows = batch.dim(0), first = at.first + offset;
+    const int64_t real = std::clamp<int64_t>(source.order.numel() - first, 0, rows);
+    const int64_t size = out.size() / rows, height = batch.dim(1), width = batch.dim(2), channels = batch.dim(3);
+    for (int64_t n = 0; n < rows; ++n) {
+      int64_t drawn[] = {-1, 0, 0, 0};
+      Values image({1, height, width, channels});
+      if (n < real)
+        image = augmented(source, source.order.data<int32_t>()[first + n], at, drawn);
+      else
+        for (int64_t i = 0; i < size; ++i) image[i] = Values::load(source.table, i % channels);
+      std::copy(image.v.begin(), image.v.end(), out.v.begin() + n * size);
+      for (int i = 0; i < 4; ++i) Values::round_to(draws, n * kDrawWords + i, double(drawn[i]));
+      Values::round_to(target.label, n, n < real ? Values::load(source.labels, drawn[0]) : -1);
+    }
+    if (a.mixes()) {
+      const MixDraw mix = draw_mix(a, at.seed, uint64_t(at.step), height, width);
+      const Values pure = out;
+      for (int64_t n = 0; n < rows; ++n) {
+        const int64_t partner = real - 1 - n;
+        Values::round_to(target.partner, n, partner < 0 ? -1 : Values::load(target.label, partner));
+        Values::round_to(target.share, n, partner < 0 ? 1 : double(mix.share));
+        if (partner < 0) continue;
+        for (int64_t i = 0; i < size; ++i) {
+          const double own = pure.v[size_t(n * size + i)], other = pure.v[size_t(partner * size + i)];
+          const bool in_box = mix.cutmix.contains(i / channels / width, i / channels % width);
+          out[n * size + i] =
+              !mix.cutmix.empty() ? (in_box ? other : own) : double(mix.share) * own + (1 - double(mix.share)) * other;
+        }
       }
-      const int64_t drawn[] = {item, dx, dy, flip};
-      for (int i = 0; i < 4; ++i) Values::round_to(draws, n * 4 + i, double(drawn[i]));
-      Values::round_to(labels, n, real ? Values::load(source.labels, item) : -1);
-      for (int64_t h = 0; h < height; ++h)
-        for (int64_t w = 0; w < width; ++w)
-          for (int64_t c = 0; c < channels; ++c) {
-            const int64_t from_h = h + dy, from_w = w + dx, to_w = flip ? width - 1 - w : w;
-            const bool inside = real && from_h >= 0 && from_h < height && from_w >= 0 && from_w < width;
-            const int64_t byte = inside ? int64_t(images[images.at(item, from_h, from_w, c)]) : 0;
-            out[out.at(n, h, to_w, c)] = table[byte * channels + c];
-          }
     }
     out.store(batch);
   }
-  void clip_scale(const Tensor& step, const Tensor& grad, float max_norm) override {
+  void judge_step(const Tensor& step, const Tensor& grad, const Tensor& sums, Clip clip) override {
     Values g(grad);
     double squares = 0;
-    for (double e : g.v) squares += e * e;
+    for (double e : g.v) {
+      const double clamped = clip.value > 0 ? std::clamp(e, -double(clip.value), double(clip.value)) : e;
+      squares += clamped * clamped;
+    }
     const double norm = std::sqrt(squares);
-    params(step)->grad_norm = float(norm);
-    params(step)->clip_scale = max_norm > 0 ? float(std::min(1.0, double(max_norm) / (norm + 1e-6))) : 1.f;
+    StepResult& r = memory(step)->result;
+    const bool halted = r.bad_in_row > params(step)->max_bad_in_row;
+    r.grad_norm = float(norm);
+    r.clip_scale = clip.norm > 0 ? float(std::min(1.0, double(clip.norm) / (norm + 1e-6))) : 1.f;
+    r.bad = halted || !std::isfinite(squares) || !std::isfinite(sums.data<double>()[0]);
+    if (halted) return;
+    if (r.bad && r.bad_in_row == 0) r.bad_step = params(step)->step;
+    r.bad_in_row = r.bad ? r.bad_in_row + 1 : 0;
+    r.skipped += r.bad;
+    r.clipped += !r.bad && r.clip_scale < 1;
   }
-  // SGD only: what else a rule does, its own test compares with PyTorch's numbers.
-  void update(const Rule& rule, const Flat& flat, const Tensor& step) override {
-    const Sgd* sgd = std::get_if<Sgd>(&rule);
-    require(sgd, "[reference] has no update but SGD's");
-    const StepParams& p = *params(step);
+  void shift(const Rule&, const Flat&, int, const Tensor&) override {}
+  // SGD as PyTorch has it: what else a rule does, its own tests compare with PyTorch's numbers.
+  void update(const Rule& rule, const Flat& flat, int segment, Clip clip, const Tensor& step) override {
+    const Momentum* m = std::get_if<Momentum>(&rule);
+    require(m || std::holds_alternative<Sgd>(rule), "[reference] has no update but SGD's");
+    if (memory(step)->result.bad) return;
+    const GroupStep& p = params(step)->group[segment];
+    const Segment& part = flat.segments[size_t(segment)];
     Values w(flat.master), g(flat.grad), buffer(flat.slots);
-    for (int64_t i = 0; i < flat.n; ++i) {
-      double d = g[i] * double(p.clip_scale) + (i < flat.n_decay ? double(p.weight_decay) * w[i] : 0);
-      buffer[i] = p.step == 0 ? d : double(sgd->momentum) * buffer[i] + (1 - double(sgd->dampening)) * d;
-      if (sgd->momentum != 0) d = sgd->nesterov ? d + double(sgd->momentum) * buffer[i] : buffer[i];
-      w[i] -= double(p.lr) * d;
+    for (int64_t i = part.begin; i < part.begin + part.n; ++i) {
+      double d = clip.value > 0 ? std::clamp(g[i], -double(clip.value), double(clip.value)) : g[i];
+      d = d * double(memory(step)->result.clip_scale) + (i - part.begin < part.n_decay ? p.weight_decay * w[i] : 0);
+      if (m) {
+        buffer[i] = p.t == 1 ? d : m->momentum * buffer[i] + (1 - m->dampening) * d;
+        d = m->nesterov ? d + m->momentum * buffer[i] : buffer[i];
+      }
+      w[i] -= p.lr * d;
     }
     w.store(flat.master);
-    buffer.store(flat.slots);
+    if (m) buffer.store(flat.slots);
+  }
+  void muon(const Muon& rule, const Flat& flat, const Matrix& at, int segment, Clip clip, const MuonMemory&,
+            const Tensor& step) override {
+    if (memory(step)->result.bad) return;
+    const GroupStep& p = params(step)->group[segment];
+    Values w(flat.master), g(flat.grad), v(flat.slots);
+    const int64_t rows = at.rows, columns = at.columns;
+    std::vector<double> x(size_t(rows * columns));
+    double squares = 0;
+    for (int64_t i = 0; i < rows * columns; ++i) {
+      const double e = double(clip.clamp(float(g[at.offset + i]))) * double(memory(step)->result.clip_scale);
+      double& moment = v[at.offset + i];
+      moment = rule.momentum * moment + (1 - rule.momentum) * e;
+      x[size_t(i)] = rule.nesterov ? rule.momentum * moment + (1 - rule.momentum) * e : moment;
+      squares += x[size_t(i)] * x[size_t(i)];
+    }
+    for (double& e : x) e /= std::sqrt(squares) + 1e-7;
+    // X <- a X + (b A + c A^2) X, A = X X^T, as it is written: rows by rows.
+    for (int k = 0; k < rule.iterations; ++k) {
+      std::vector<double> a(size_t(rows * rows)), next(x.size());
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < rows; ++j)
+          for (int64_t c = 0; c < columns; ++c)
+            a[size_t(i * rows + j)] += x[size_t(i * columns + c)] * x[size_t(j * columns + c)];
+      std::vector<double> b(a.size());
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < rows; ++j) {
+          double square = 0;
+          for (int64_t c = 0; c < rows; ++c) square += a[size_t(i * rows + c)] * a[size_t(c * rows + j)];
+          b[size_t(i * rows + j)] = -4.7750 * a[size_t(i * rows + j)] + 2.0315 * square;
+        }
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t c = 0; c < columns; ++c) {
+          double product = 0;
+          for (int64_t j = 0; j < rows; ++j) product += b[size_t(i * rows + j)] * x[size_t(j * columns + c)];
+          next[size_t(i * columns + c)] = 3.4445 * x[size_t(i * columns + c)] + product;
+        }
+      x = next;
+    }
+    const double size = std::sqrt(std::max(1.0, double(rows) / double(columns)));
+    for (int64_t i = 0; i < rows * columns; ++i) {
+      double& e = w[at.offset + i];
+      e = e * (1 - p.lr * (at.decays ? p.weight_decay : 0)) - p.lr * size * x[size_t(i)];
+    }
+    w.store(flat.master);
+    v.store(flat.slots);
+  }
+  void lookahead(const Lookahead& rule, const Tensor& w, const Tensor& slow, const Tensor& step) override {
+    if (memory(step)->result.bad || (params(step)->step + 1) % rule.k != 0) return;
+    Values fast(w), back(slow);
+    for (int64_t i = 0; i < fast.size(); ++i) fast[i] = back[i] += rule.alpha * (fast[i] - back[i]);
+    fast.store(w);
+    back.store(slow);
+  }
+  void moving_average(const Tensor& average, const Tensor& value, double decay, const Tensor& step) override {
+    if (memory(step)->result.bad) return;
+    Values a(average), v(value);
+    for (int64_t i = 0; i < a.size(); ++i) a[i] = decay * a[i] + (1 - decay) * v[i];
+    a.store(average);
+  }
+  void commit(const Tensor& buffers, const Tensor& good, const Tensor& totals, const Tensor& sums, int64_t images,
+              const Tensor& step) override {
+    const bool bad = memory(step)->result.bad != 0;
+    Values now(buffers), last(good), t(totals), s(sums);
+    (bad ? last : now).store(buffers);
+    (bad ? last : now).store(good);
+    if (bad) return;
+    t[0] += s[0];
+    t[1] += s[1];
+    t[2] += double(images);
+    t.store(totals);
   }
 
  private:
-  static StepParams* params(const Tensor& step) { return static_cast<StepParams*>(step.raw()); }
+  static StepMemory* memory(const Tensor& step) { return static_cast<StepMemory*>(step.raw()); }
+  static const StepParams* params(const Tensor& step) { return &memory(step)->params; }
+
+  // One sample's image before mixing, normalised; drawn gets item, dx, dy, flip.
+  static Values augmented(const BatchSource& source, int64_t item, const StepParams& at, int64_t* drawn) {
+    const Augment& a = source.augment;
+    const Values images(source.images), table(source.table);
+    const int64_t height = images.shape[1], width = images.shape[2], channels = images.shape[3];
+    const auto bits = [&](Draw purpose, int32_t epoch) {
+      return random4(at.seed, purpose, uint64_t(item), uint32_t(epoch));
+    };
+    const Random4 place = bits(Draw::augment, at.epoch);
+    const int64_t dx = int64_t(below(place.v[0], uint32_t(2 * a.crop_pad + 1))) - a.crop_pad + source.view.dx;
+    const int64_t dy = int64_t(below(place.v[1], uint32_t(2 * a.crop_pad + 1))) - a.crop_pad + source.view.dy;
+    bool flip = source.view.flip;
+    if (a.flip == Flip::random) flip ^= place.v[2] >= 1u << 31;
+    if (a.flip == Flip::alternating) flip ^= (bits(Draw::augment, 0).v[2] >= 1u << 31) != (at.epoch % 2 == 1);
+    const int64_t values[] = {item, dx, dy, flip};
+    std::copy(values, values + 4, drawn);
+
+    // Bytes, -1 beyond a black border; then colours in 0..1.
+    Values v({1, height, width, channels});
+    const auto folded = [&](int64_t i, int64_t size) {
+      if (a.padding == Padding::reflect)
+        while (i < 0 || i >= size) i = size == 1 ? 0 : i < 0 ? -i : 2 * (size - 1) - i;
+      return i;
+    };
+    for (int64_t h = 0; h < height; ++h)
+      for (int64_t w = 0; w < width; ++w)
+        for (int64_t c = 0; c < channels; ++c) {
+          const int64_t from_h = folded(h + dy, height), from_w = folded(w + dx, width);
+          const bool inside = from_h >= 0 && from_h < height && from_w >= 0 && from_w < width;
+          v[v.at(0, h, flip ? width - 1 - w : w, c)] =
+              inside ? images.v[size_t(images.at(item, from_h, from_w, c))] : 0;
+        }
+    if (a.jitters()) {
+      const Random4 r = bits(Draw::jitter, at.epoch);
+      const auto factor = [](uint32_t u, float range) {
+        const double low = std::max(0.0, 1 - double(range));
+        return low + double(unit_float(u)) * (1 + double(range) - low);
+      };
+      for (double& e : v.v) e /= 255;
+      jitter(v, factor(r.v[0], a.brightness), factor(r.v[1], a.contrast), factor(r.v[2], a.saturation),
+             (2 * double(unit_float(r.v[3])) - 1) * double(a.hue));
+      for (int64_t i = 0; i < v.size(); ++i)
+        v[i] = table.v[size_t(i % channels)] * (1 - v[i]) + table.v[size_t(255 * channels + i % channels)] * v[i];
+    } else {
+      for (int64_t i = 0; i < v.size(); ++i) v[i] = table.v[size_t(int64_t(v[i]) * channels + i % channels)];
+    }
+    if (a.cutout > 0) {
+      const Random4 r = bits(Draw::cutout, at.epoch);
+      const int64_t top = int64_t(below(r.v[0], uint32_t(height))) - a.cutout / 2,
+                    left = int64_t(below(r.v[1], uint32_t(width))) - a.cutout / 2;
+      for (int64_t h = 0; h < height; ++h)
+        for (int64_t w = 0; w < width; ++w)
+          for (int64_t c = 0; c < channels; ++c)
+            if (h >= top && h < top + a.cutout && w >= left && w < left + a.cutout) v[v.at(0, h, w, c)] = 0;
+    }
+    return v;
+  }
+  // torchvision.transforms.functional on an image of 0..1: adjust_brightness, _contrast, _saturation, _hue in turn, the
+  // last by its definition over HSV (Python's colorsys has the same formulas).
+  static void jitter(Values& v, double brightness, double contrast, double saturation, double hue) {
+    const int64_t channels = v.shape[3], pixels = v.size() / channels;
+    const auto clamp = [](double x) { return std::clamp(x, 0.0, 1.0); };
+    const auto grey = [&](int64_t p) {
+      if (channels == 3) return 0.2989 * v[p * 3] + 0.587 * v[p * 3 + 1] + 0.114 * v[p * 3 + 2];
+      double sum = 0;
+      for (int64_t c = 0; c < channels; ++c) sum += v[p * channels + c];
+      return sum / double(channels);
+    };
+    for (double& e : v.v) e = clamp(e * brightness);
+    double mean = 0;
+    for (int64_t p = 0; p < pixels; ++p) mean += grey(p) / double(pixels);
+    for (double& e : v.v) e = clamp(contrast * e + (1 - contrast) * mean);
+    if (channels != 3) return;
+    for (int64_t p = 0; p < pixels; ++p) {
+      const double g = grey(p);
+      for (int64_t c = 0; c < 3; ++c) v[p * 3 + c] = clamp(saturation * v[p * 3 + c] + (1 - saturation) * g);
+      double &r = v[p * 3], &green = v[p * 3 + 1], &b = v[p * 3 + 2];
+      const double value = std::max({r, green, b}), range = value - std::min({r, green, b});
+      if (range == 0) continue;
+      const double s = range / value;
+      double h = r == value ? (green - b) / range : green == value ? 2 + (b - r) / range : 4 + (r - green) / range;
+      h = h / 6 + hue;
+      h -= std::floor(h);
+      const int sector = int(h * 6);
+      const double f = h * 6 - sector;
+      const double p0 = value * (1 - s), q = value * (1 - s * f), t = value * (1 - s * (1 - f));
+      const double table[6][3] = {{value, t, p0}, {q, value, p0}, {p0, value, t},
+                                  {p0, q, value}, {t, p0, value}, {value, p0, q}};
+      r = table[sector % 6][0], green = table[sector % 6][1], b = table[sector % 6][2];
+    }
+  }
 
   // f(index in y, in x, in w) for every product of a convolution.
   template <class F>

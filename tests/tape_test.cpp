@@ -30,7 +30,7 @@ class TapeTest : public testing::Test {
   void make_params() {
     weight_ = &store_.add("weight", {1, 2}, true, constant(0.5f));
     bias_ = &store_.add("bias", {1}, false, constant(0));
-    store_.seal(*backend_, 0, 1);
+    store_.seal(*backend_, 0);
   }
 
   using Floats = std::vector<float>;
@@ -130,7 +130,8 @@ TEST_F(TapeTest, BackwardReleasesWhatTheForwardKept) {
   {
     const auto something = std::make_shared<int>(1);
     kept = something;
-    const Tensor y = tape_.track(tensor({1, 2}), [this, x, something](const Tensor& dy) { tape_.add_grad(x, dy); });
+    const Tensor y =
+        tape_.track(tensor({1, 2}), {"test"}, [this, x, something](const Tensor& dy) { tape_.add_grad(x, dy); });
     tape_.backward(y, tensor({1, 1}));
   }
   EXPECT_TRUE(kept.expired());

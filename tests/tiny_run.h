@@ -13,7 +13,7 @@ inline Config tiny_config(const std::string& model) {
   c.train.batch_size = 32;  // 96 training images: 3 steps an epoch
   c.train.eval_batch_size = 16;
   c.train.seed = 1;
-  c.optimizer.lr = 0.05;
+  c.optimizer = {.lr = 0.05, .momentum = 0.9, .weight_decay = 1e-4};
   c.log.interval = 1;
   return c;
 }

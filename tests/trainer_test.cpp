@@ -140,7 +140,7 @@ TEST(Trainer, ClippingBoundsTheStepAndLogsTheNormBeforeIt) {
   config.optimizer.weight_decay = 0;
   double norm = 0;
   for (const double clip : {0.0, 0.01}) {
-    config.optimizer.clip_norm = clip;
+    config.clip.norm = clip;
     TinyRun run(config);
     int calls = 0;
     const Tensor w = run.trainer.net().params().flat().master;
@@ -258,8 +258,7 @@ TEST(Net, EvaluationNeitherCropsNorFlips) {
   TinyRun run(tiny_config("linear"));
   BatchSource source = upload_source(*run.backend, run.data.val, run.config.data.mean, run.config.data.std);
   const double plain = run.trainer.net().evaluate(source, 8, 10).loss;
-  source.crop_pad = 4;
-  source.flip = true;
+  source.augment = {.crop_pad = 4, .flip = Flip::random};
   EXPECT_EQ(run.trainer.net().evaluate(source, 8, 10).loss, plain);
 }
 

@@ -24,7 +24,7 @@ struct Net {
     store.add("linear.bias", {3}, false, uniform(1));
     store.add_buffer("bn.running_mean", {2}, 0.25f);
     store.add_buffer("bn.running_var", {2}, 1);
-    store.seal(*backend, seed, 1);
+    store.seal(*backend, seed);
   }
   SafeTensors weights() { return get_weights(*backend, store); }
   void set(const SafeTensors& weights) { set_weights(*backend, store, weights, "test.safetensors"); }
@@ -210,7 +210,7 @@ TEST(Weights, ResNet20HasPyTorchsNamesAndShapes) {
   const std::unique_ptr<Backend> backend = make_backend("cpu");
   ParamStore store;
   const std::unique_ptr<Module> model = make_model("resnet20", store, {});
-  store.seal(*backend, 1, 1);
+  store.seal(*backend, 1);
   const SafeTensors weights = get_weights(*backend, store);
   const auto shape = [&](const std::string& name) {
     return weights.tensors.contains(name) ? weights.tensors.at(name).shape : std::vector<int64_t>{-1};
@@ -237,7 +237,7 @@ TEST(Weights, AStoreMustBeSealedAndItsNamesUnique) {
   store.add_buffer("x", {1}, 0);
   EXPECT_THROW(get_weights(*backend, store), Error);
   EXPECT_THROW(set_weights(*backend, store, {}, "test"), Error);
-  store.seal(*backend, 1, 1);
+  store.seal(*backend, 1);
   EXPECT_THROW(get_weights(*backend, store), Error);
 }
 

@@ -14,8 +14,9 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/optim.h"
+#include "kernels/augment.h"
 #include "kernels/pointwise.h"
+#include "kernels/update.h"
 #include "linnet/tensor.h"
 
 namespace linnet {
@@ -36,12 +37,29 @@ struct BnState {  // each [channels], f32
 
 using Unary = std::variant<Relu, LeakyRelu, Sigmoid, Tanh, Silu, Gelu>;
 
-// All trainable numbers in one buffer: the n_decay first ones take weight decay.
+// All trainable numbers in one buffer, one segment per parameter group; in each the n_decay first ones take weight
+// decay. Frozen parameters come last and belong to no segment.
+struct Segment {
+  int64_t begin = 0, n = 0, n_decay = 0;
+  int64_t n_matrix = 0;  // the first so many belong to weights of products
+};
+// A weight of a product within the flat buffers, as [rows, columns]: outputs by all the rest.
+struct Matrix {
+  int64_t offset, rows, columns;
+  bool decays;
+};
+struct MuonMemory {  // for the largest matrix, f32
+  Tensor x, y;       // [rows * columns]
+  Tensor a, b;       // [min(rows, columns)^2]
+  Tensor norm;       // [1]
+};
 struct Flat {
-  Tensor master;  // [n] f32
-  Tensor grad;    // [n] f32
-  Tensor slots;   // [kSlots, n] f32: the optimizer's state
-  int64_t n = 0, n_decay = 0;
+  Tensor master;   // [n] f32
+  Tensor grad;     // [n] f32
+  Tensor slots;    // [slots, n] f32: the optimizer's state
+  Tensor buffers;  // [m] f32: running statistics
+  std::vector<Segment> segments;
+  int64_t n = 0, n_trainable = 0;
 };
 
 // One data set, resident on the device, and how a batch is made from it.
@@ -50,8 +68,18 @@ struct BatchSource {
   Tensor labels;  // [count] i32
   Tensor order;   // [m] i32: the epoch's samples, in order
   Tensor table;   // [256, channels] f32: the normalised value of each byte
-  int crop_pad = 0;
-  bool flip = false;
+  Augment augment;
+  View view;
+};
+
+// What the rows of a batch are: share * onehot(label) + (1 - share) * onehot(partner), or onehot(label) where there are
+// no partners.
+struct Target {
+  Tensor label;                                        // [n] i32; -1: the row does not count
+  Tensor partner, share;                               // [n] i32 and [n] f32 in [0, 1]; empty unless samples are mixed
+  Target(Tensor labels) : label(std::move(labels)) {}  // NOLINT: plain labels are a target
+  Target(Tensor labels, Tensor partners, Tensor shares)
+      : label(std::move(labels)), partner(std::move(partners)), share(std::move(shares)) {}
 };
 
 // A step that can be run again: CPU calls the function, CUDA replays one captured graph.
@@ -111,25 +139,42 @@ class Backend {
                           const Tensor& bias, int groups, float eps) = 0;
   virtual void group_norm_grad(const Tensor& dx, const Tensor& dscale, const Tensor& dbias, const Tensor& dy,
                                const Tensor& x, const Tensor& scale, const Tensor& saved, int groups) = 0;
-  // loss [1] = scale * sum of row losses; stats [m,2] f32; dlogits carries scale. Label -1: the row does not count.
+  // loss [1] = scale * sum of row losses; stats [m,2] f32: loss, 1 if the largest logit is that of the label with the
+  // larger share; dlogits carries scale.
   virtual void softmax_loss(const Tensor& loss, const Tensor& stats, const Tensor& dlogits, const Tensor& logits,
-                            const Tensor& labels, float smoothing, float scale) = 0;
+                            const Target&, float smoothing, float scale) = 0;
   virtual void mse_loss(const Tensor& loss, const Tensor& dx, const Tensor& x, const Tensor& target) = 0;
   virtual void accumulate(const Tensor& totals,
                           const Tensor& stats) = 0;  // totals [k] f64 += column sums of stats [m,k]
-  // Fills batch [n,h,w,c] and labels [n] with the samples order[step.first ...]; draws [n,4] i32 tells what was drawn.
-  virtual void make_batch(const Tensor& batch, const Tensor& labels, const Tensor& draws, const BatchSource&,
-                          const Tensor& step) = 0;
-  virtual void clip_scale(const Tensor& step, const Tensor& grad, float max_norm) = 0;  // writes into StepParams
-  virtual void update(const Rule&, const Flat&, const Tensor& step) = 0;
+  // Fills batch [n,h,w,c] and its target with the samples order[step.first + offset ...]; draws [n,kDrawWords] i32
+  // tells what was drawn. The target needs partner and share if the source's augment.mixes().
+  virtual void make_batch(const Tensor& batch, const Target&, const Tensor& draws, const BatchSource&,
+                          const Tensor& step, int64_t offset) = 0;
+
+  // -- the end of a step (kernels/update.h). `step` holds StepMemory: parameters from the host, results for it.
+  // Norm, clip factor and whether the step is good; grad [n_trainable], sums [2] f64: the step's loss and correct
+  // count.
+  virtual void judge_step(const Tensor& step, const Tensor& grad, const Tensor& sums, Clip) = 0;
+  virtual void shift(const Rule&, const Flat&, int segment, const Tensor& step) = 0;
+  virtual void update(const Rule&, const Flat&, int segment, Clip, const Tensor& step) = 0;
+  // One matrix under Muon; update() with a Muon rule is for what is no matrix.
+  virtual void muon(const Muon&, const Flat&, const Matrix&, int segment, Clip, const MuonMemory&,
+                    const Tensor& step) = 0;
+  virtual void lookahead(const Lookahead&, const Tensor& w, const Tensor& slow, const Tensor& step) = 0;
+  virtual void moving_average(const Tensor& average, const Tensor& value, double decay, const Tensor& step) = 0;
+  // buffers [m], good [m]: their last good values; totals [3] f64 += sums and the number of images, if the step is
+  // good.
+  virtual void commit(const Tensor& buffers, const Tensor& good, const Tensor& totals, const Tensor& sums,
+                      int64_t images, const Tensor& step) = 0;
 };
 
 // "cpu" or "cuda"; "auto" takes a GPU when there is a usable one. Error(Exit::device) says why one cannot be had.
 std::unique_ptr<Backend> make_backend(const std::string& name);
 
-// A tensor for StepParams on `backend`, and its contents.
+// A tensor for StepMemory on `backend`, and its two halves.
 Tensor make_step(Backend&);
 void write_step(Backend&, const Tensor& step, const StepParams&);
-StepParams read_step(Backend&, const Tensor& step);
+StepResult read_step(Backend&, const Tensor& step);
+void write_result(Backend&, const Tensor& step, const StepResult&);
 
 }  // namespace linnet

@@ -2,6 +2,7 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "linnet/layers.h"
@@ -16,6 +17,7 @@ struct ModelOptions {
 
 struct ModelEntry {
   std::string name, summary;
+  std::vector<std::string_view> keys;  // of [model] that it uses, beside name
   std::unique_ptr<Module> (*make)(const Scope&, const ModelOptions&);
 };
 const std::vector<ModelEntry>& models();

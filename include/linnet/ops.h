@@ -37,12 +37,14 @@ Tensor shortcut(Pass&, const Tensor& x, int stride, int64_t channels);
 // Identity unless Pass::train. `layer` names the layer's random numbers (ParamStore::next_layer_id).
 Tensor dropout(Pass&, const Tensor& x, float p, uint32_t layer);
 
-// loss [1] = scale * sum over rows; stats [n,2] f32: each row's loss and whether its largest logit is the label.
+// loss [1] = scale * sum over rows; stats [n,2] f32: each row's loss and whether its largest logit is the label (of two
+// mixed labels the one with the larger share).
 struct Loss {
   Tensor loss, stats;
 };
-// logits [n,classes], labels [n] i32 (-1: the row does not count). scale is 1 / (rows that count) for a mean.
-Loss softmax_cross_entropy(Pass&, const Tensor& logits, const Tensor& labels, float smoothing, float scale);
+// logits [n,classes], labels [n] i32 (-1: the row does not count), or a Target of two labels a row. scale is 1 / (rows
+// that count) for a mean.
+Loss softmax_cross_entropy(Pass&, const Tensor& logits, const Target&, float smoothing, float scale);
 // Mean of (x - target)^2 over all elements; no gradient for the target.
 Tensor mse_loss(Pass&, const Tensor& x, const Tensor& target);
 

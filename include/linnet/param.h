@@ -30,6 +30,8 @@ struct Param {
   bool decay = true;
   Kind kind = Kind::plain;
   size_t index = 0;
+  int group = 0;       // whose settings it is trained with; -1: frozen
+  int64_t offset = 0;  // where it starts in the flat buffers
   // Views of Flat, from seal() on. Products read `compute`: the master itself in f32, its rounded copy in bf16.
   Tensor master, compute, grad;
   Init init;
@@ -39,7 +41,17 @@ struct Buffer {  // state that is not trained: running mean and variance
   std::string name;
   Shape shape;
   float fill = 0;
+  int64_t offset = 0;  // where it starts in Flat::buffers
   Tensor value;
+};
+
+// How training sees the parameters.
+struct Layout {
+  int slots = 0;           // words of optimizer state per parameter
+  bool decay_all = false;  // weight decay for biases and normalisation too
+  int groups = 1;
+  std::function<int(const std::string& name)>
+      group;  // of a parameter, below `groups`; -1: frozen; none: all in group 0
 };
 
 class ParamStore {
@@ -48,9 +60,8 @@ class ParamStore {
   Param& add(const std::string& name, const Shape&, bool decay, Init, Kind = Kind::plain);
   Buffer& add_buffer(const std::string& name, const Shape&, float fill);
 
-  // Lays out the flat buffers on `backend` and fills in first values. `slots`: state words per parameter.
-  // decay_all: weight decay for biases and normalisation too.
-  void seal(Backend&, uint64_t seed, int slots, bool decay_all = false);
+  // Lays out the flat buffers on `backend` and fills in first values.
+  void seal(Backend&, uint64_t seed, const Layout& = {});
 
   const Flat& flat() const { return flat_; }
   const std::vector<Param*>& params() const { return ordered_; }  // in creation order

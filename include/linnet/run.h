@@ -1,50 +1,125 @@
-// A run is one folder: its config, where it ran, its metrics, its result. Nothing outside it is touched.
+// A run is one folder: its config, where it ran, its metrics, its checkpoints, its result. Nothing outside it is
+// touched.
 //
 //   config.toml       resolved; itself a valid input
 //   env.json          version, commit, compiler, device, threads, data
-//   metrics.jsonl     one row a line; the same bytes for the same config, seed and build
+//   metrics.jsonl     one row a line; the same bytes for the same config, seed and build, stopped and resumed or not
 //   timing.jsonl      wall time and images/s of the same rows: what differs from run to run
 //   summary.json      status: running | done | interrupted | failed | diverged
-//   model.safetensors the weights, at the end
+//   checkpoints/      src/train/checkpoint.cpp
+//   model.safetensors the weights, at the end (ema.safetensors: their average)
+//   nonfinite.json    of a run that diverged: the step, its samples, where it was seen first
+//   LOCK              held by the process that trains
 #pragma once
 #include <chrono>
 #include <filesystem>
-#include <fstream>
+#include <memory>
 #include <string>
 
+#include "linnet/checkpoint.h"
 #include "linnet/trainer.h"
 
 namespace linnet {
 
+class RunLock;
+
+// A text file that only grows, a line at a time, but for a cut when a run is taken up again. Errors are
+// Exit::checkpoint.
+class Log {
+ public:
+  explicit Log(const std::filesystem::path&);
+  ~Log();
+  Log(const Log&) = delete;
+  Log& operator=(const Log&) = delete;
+  void append(const std::string& line);
+  int64_t size() const { return size_; }
+  // Error if it is shorter than that.
+  void cut(int64_t size);
+  void sync();
+
+ private:
+  std::filesystem::path path_;
+  int fd_;
+  int64_t size_ = 0;
+};
+
+// What a checkpoint stores beside Progress: the logs up to it, and what is the best so far.
+struct RunState {
+  int64_t metrics_bytes = 0, timing_bytes = 0;
+  double best_val_acc = -1;
+  int64_t best_epoch = 0;
+  double wall_s = 0;
+};
+
 class RunFolder : public Observer {
  public:
   // Creates `dir` and writes config.toml, env.json and a summary. Error(Exit::usage) if it exists and is not empty,
-  // Error(Exit::locked) if another process is just doing the same, Error(Exit::checkpoint) if it cannot be written.
+  // Error(Exit::locked) if another process has it, Error(Exit::checkpoint) if it cannot be written.
   RunFolder(const std::filesystem::path& dir, const Config&, Backend&, const RunData&);
+  // Takes up the run in `dir` again, with this config. Error(Exit::usage) if there is no run, Error(Exit::data) if it
+  // was trained on other images, Error(Exit::locked) if another process trains it.
+  struct Existing {};
+  RunFolder(const std::filesystem::path& dir, const Config&, Backend&, const RunData&, Existing);
+  ~RunFolder() override;
 
   void on_row(const Row&) override;
-  // Writes model.safetensors and the final summary.
-  void finish(const std::string& status, Net&, const std::string& reason = "");
+  // Writes the weights and the final summary.
+  void finish(const std::string& status, Trainer&, const std::string& reason = "");
   // For a run that failed: the summary and, if given, the weights so far, as far as they can still be written.
-  void fail_run(const std::string& status, const std::string& reason, Net* net) noexcept;
+  void fail_run(const std::string& status, const std::string& reason, Trainer* trainer, const BadStep* bad) noexcept;
 
   const std::filesystem::path& dir() const { return dir_; }
   const Row& test() const { return test_; }  // empty until the end
   // summary.json's text.
   std::string summary() const;
 
+  RunState state() const;
+  void restore(const RunState&);
+  void sync_logs();
+  // Kept in each checkpoint: with other ones than these, a run goes on but its bits may differ.
+  const std::map<std::string, std::string>& facts() const { return facts_; }
+
  private:
-  void save(Net&);  // model.safetensors
+  void open(const Config&, Backend&, const RunData&);
+  void save(Trainer&);
   void write_summary();
-  void append(std::ofstream&, const std::string& file, const std::string& line);
 
   std::filesystem::path dir_;
-  std::ofstream metrics_, timing_;
+  std::unique_ptr<RunLock> lock_;
+  std::unique_ptr<Log> metrics_, timing_;
+  std::map<std::string, std::string> facts_;
   std::string status_ = "running", reason_;
   Row last_epoch_, test_;
-  double best_val_acc_ = -1;
-  int64_t best_epoch_ = 0;
+  RunState state_;
   std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+};
+
+// The checkpoints of a run, saved between two steps by a thread of their own. After RunFolder in the trainer's list.
+class RunCheckpoints : public Observer {
+ public:
+  RunCheckpoints(RunFolder&, const Config&, int64_t steps_per_epoch);
+  ~RunCheckpoints() override;
+
+  void on_boundary(Trainer&, bool epoch_done) override;
+  bool on_rewind(Trainer& trainer) override { return load(trainer); }
+  // The newest sound checkpoint into the trainer, the logs cut to it; false if none was ever saved, and then the logs
+  // are empty. Error(Exit::checkpoint) if there are some and none is sound. notes(): what a person should know of it.
+  bool load(Trainer&);
+  const std::vector<std::string>& notes() const { return notes_; }
+  // Saves now and waits for it, unless the last one is of this very step.
+  void save_now(Trainer&);
+  // Waits for the save under way; throws what went wrong with it.
+  void wait() { writer_->wait(); }
+
+ private:
+  void submit(Trainer&, bool best);
+
+  RunFolder& run_;
+  std::unique_ptr<CheckpointStore> store_;
+  std::unique_ptr<CheckpointWriter> writer_;
+  int64_t interval_, epochs_, saved_step_ = -1;
+  double best_val_acc_ = -1;
+  std::vector<std::string> notes_;
 };
 
 // A new, empty folder in $LINNET_RUNS or runs/, named by time, model, optimizer and seed.

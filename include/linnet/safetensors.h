@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace linnet {
@@ -34,5 +35,14 @@ void write_safetensors(const std::filesystem::path& path, const SafeTensors&);
 // number that is no integer) is refused. The format has no checksum, so damaged numbers cannot be seen here. `limit`:
 // of the file, in bytes.
 SafeTensors read_safetensors(const std::filesystem::path& path, uint64_t limit = uint64_t(4) << 30);
+
+// The same, from and to memory, for who writes and checks the bytes on their own; messages call them `origin`. A file
+// is the header and then the tensors' bytes, which stay those of the SafeTensors that was given.
+struct SafeTensorsBytes {
+  std::string header;
+  std::vector<std::string_view> tensors;
+};
+SafeTensorsBytes to_safetensors_bytes(const SafeTensors&, const std::string& origin);
+SafeTensors parse_safetensors(std::string_view bytes, const std::string& origin);
 
 }  // namespace linnet

@@ -11,6 +11,12 @@ namespace linnet {
 
 struct Param;
 
+// What made a tensor: the op and one of its parameters, if it has any.
+struct Op {
+  const char* name;
+  const Param* param = nullptr;
+};
+
 class Tape {
  public:
   using Backward = std::function<void(const Tensor& dy)>;
@@ -19,8 +25,11 @@ class Tape {
 
   // A tensor whose gradient is wanted although no op made it (an input; tests).
   Tensor leaf(Tensor x);
-  // Records an op that made y. `backward` gets dy once, when all users of y have added theirs.
-  Tensor track(Tensor y, Backward backward);
+  // Records that op made y. `backward` gets dy once, when all users of y have added theirs.
+  Tensor track(Tensor y, Op op, Backward backward);
+  // Called with every result as it is recorded, to look at it; empty: nobody looks.
+  using Watcher = std::function<void(const Tensor& y, Op op)>;
+  void watch(Watcher watcher) { watcher_ = std::move(watcher); }
 
   // What an op's backward calls for each of its inputs. The first writer moves in, later ones add; a constant (var -1)
   // is left out. An addition is done in place only by the sole owner of the memory: `add` hands one dy to both its
@@ -54,6 +63,7 @@ class Tape {
   int64_t first_ = 0;          // the first var of this step: vars are never used again, so a stale tensor is seen
   std::vector<Tensor> grads_;  // by var - first_
   std::vector<char> written_;  // by Param::index, since begin_step
+  Watcher watcher_;
 };
 
 // What every forward needs, passed explicitly: no global mode, no hidden state.
@@ -62,7 +72,8 @@ struct Pass {
   Pool& pool;
   Tape* tape = nullptr;  // null: inference, nothing is recorded
   bool train = false;    // batch statistics and dropout
-  Tensor step = {};      // StepParams on the device; needed by dropout only
+  Tensor step = {};      // StepMemory on the device; needed by dropout only
+  uint32_t batch = 0;    // which of the step's batches this is: each has dropout masks of its own
 };
 
 }  // namespace linnet

@@ -2,17 +2,21 @@
 // business of its observers (src/cli/console.cpp, src/train/run.cpp).
 #pragma once
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "linnet/average.h"
 #include "linnet/backend.h"
 #include "linnet/config.h"
 #include "linnet/dataset.h"
 #include "linnet/model.h"
+#include "linnet/safetensors.h"
 #include "linnet/schedule.h"
 #include "linnet/tape.h"
+#include "linnet/updater.h"
 
 namespace linnet {
 
@@ -37,11 +41,11 @@ struct Accuracy {
 // A model ready to run: layers, parameters and the memory they work in.
 class Net {
  public:
-  // slots: words of optimizer state per parameter; decay_all: weight decay for biases and normalisation too.
-  Net(Backend&, const std::string& model, const ModelOptions&, uint64_t seed, int slots = 0, bool decay_all = false);
+  Net(Backend&, const std::string& model, const ModelOptions&, uint64_t seed, const Layout& = {});
   Tensor forward(Pass& pass, const Tensor& x) { return model_->forward(pass, x); }
   // Mean loss (no smoothing) and accuracy over all images of the source. The result does not depend on the batch size.
-  Accuracy evaluate(const BatchSource&, int64_t batch_size, int classes);
+  // Several views of an image: the mean of their logits is judged.
+  Accuracy evaluate(const BatchSource&, int64_t batch_size, int classes, const std::vector<View>& views = {View{}});
 
   Backend& backend() { return backend_; }
   Pool& pool() { return pool_; }
@@ -66,66 +70,138 @@ struct Row {
   double operator[](std::string_view name) const;  // NaN if there is none
 };
 
+class Trainer;
+
 struct Observer {
   virtual ~Observer() = default;
-  virtual void on_step(int64_t /*step*/, int64_t /*epoch*/) {
-  }  // after every step; nothing may wait for the device here
+  // After every step; nothing may wait for the device here.
+  virtual void on_step(int64_t /*step*/, int64_t /*epoch*/) {}
   virtual void on_row(const Row&) {}
+  // Between two steps, when all of the last one's rows are out: a state that may be saved.
+  virtual void on_boundary(Trainer&, bool /*epoch_done*/) {}
+  // A step was bad and train.on_nonfinite = "rewind": whether the trainer was set back to an earlier state.
+  virtual bool on_rewind(Trainer&) { return false; }
 };
 
 enum class Outcome { done, interrupted };
+
+// Sums over training images.
+struct Sums {
+  double loss = 0, correct = 0, images = 0;
+  void operator+=(const Sums& s) { loss += s.loss, correct += s.correct, images += s.images; }
+  double mean_loss() const { return loss / images; }
+  double mean_correct() const { return correct / images; }
+};
+
+// The best value of a metric so far, and for how many epochs there was none better.
+struct Watch {
+  double best = std::numeric_limits<double>::quiet_NaN();
+  int64_t epoch = -1, waited = 0;
+  bool update(double value, bool larger, int64_t at_epoch);  // whether it is better
+};
+
+// Where a run stands between two steps. Together with the tensors of Trainer::tensors() it is the whole of its state.
+struct Progress {
+  int64_t step = 0, epoch = 0, in_epoch = 0;           // done so far; the current epoch; steps done in it
+  int64_t phase = 0, phase_step = 0, phase_epoch = 0;  // the current [[phase]] and where it began
+  int64_t update_start = 0;                            // the step from which its rules count their updates
+  Sums epoch_sums;                                     // of the current epoch, up to the last row
+  PlateauState plateau = {};
+  Watch phase_watch, stop_watch;
+  EwaState smooth;
+  int64_t rewinds = 0;
+  bool stopped = false;  // early stopping has ended the training
+  StepResult result;
+  std::vector<double> totals;  // since the last row
+
+  std::string to_json() const;
+  // Error(Exit::checkpoint) for a text that to_json() did not write.
+  static Progress from_json(const std::string& text, const std::string& origin);
+};
+
+// A step whose loss or gradient is not finite, and where that was first seen.
+struct BadStep {
+  int64_t step = 0, epoch = 0;  // both 0-based
+  double loss = 0;
+  std::string where;  // "batch_norm bn1.weight", "gradient of layer1.0.conv1.weight", ...
+  std::vector<int32_t> samples;
+};
+class Diverged : public Error {
+ public:
+  Diverged(const std::string& message, BadStep s) : Error(Exit::diverged, message), bad(std::move(s)) {}
+  BadStep bad;
+};
 
 class Trainer {
  public:
   // `config` is complete (load_run_data has filled in mean and std).
   Trainer(const Config&, Backend&, const RunData&);
 
-  // Trains to the end, or until `stop` returns true between two steps. Error(Exit::diverged) when the loss is no longer
-  // finite. Afterwards, if it was not interrupted, the test set is read and its row reported.
+  // Trains from where it stands to the end, or until `stop` returns true between two steps. Diverged when a step is bad
+  // and train.on_nonfinite does not help. Afterwards, if it was not interrupted, the test set is read and its row
+  // reported.
   Outcome run(
       const std::vector<Observer*>&, const std::function<bool()>& stop = [] { return false; });
+
+  // The state between two steps: what progress() says, and these tensors. After the tensors were overwritten,
+  // restore() goes on from there.
+  Progress progress();
+  std::vector<std::pair<std::string, Tensor>> tensors();
+  void restore(const Progress&);
+  // Before the first step: these weights instead of random ones. Errors are those of set_weights.
+  void start_from(const SafeTensors&, const std::string& origin);
 
   // The parts of a step, for tests and benchmarks.
   void start_epoch(int64_t epoch);
   void step();
   int64_t steps_per_epoch() const { return steps_per_epoch_; }
-  int64_t global_step() const { return step_; }
-  float learning_rate(int64_t step) const { return schedule_(step); }
+  int64_t global_step() const { return at_.step; }
+  // Of the current phase's schedule; a plateau's falls so far are in it.
+  double learning_rate(int64_t step) const;
   Net& net() { return net_; }
+  Updater& updater() { return updater_; }
+  const Config& config() const { return config_; }
   std::string state_hash();  // XXH3-128 over parameters, optimizer state and buffers
   // Batch memory of the last step, and its loss.
   const Tensor& batch() const { return batch_; }
   const Tensor& labels() const { return labels_; }
   float last_loss();
+  StepResult last_result() { return read_step(backend_, step_memory_); }
 
  private:
-  struct Sums {  // over training images
-    double loss = 0, correct = 0;
-    int64_t images = 0;
-    void operator+=(const Sums& s) { loss += s.loss, correct += s.correct, images += s.images; }
-    double mean_loss() const { return loss / double(images); }
-    double mean_correct() const { return correct / double(images); }
-  };
-  void compute(int64_t count);
+  void begin_epoch();
+  void enter_phase(int64_t phase, bool restored);
+  int64_t count_images(int64_t first_batch, int64_t batches) const;
+  void write_params();
+  void compute(int64_t batches, int64_t images);
   Sums take_sums();
+  Row epoch_row(double seconds);
+  bool end_epoch(const Row&);
+  void check_result();
+  BadStep examine_bad_step(int64_t step);
+  Row test_row();
 
   Config config_;
   Backend& backend_;
   const RunData& data_;
-  Rule rule_;
+  int64_t batches_per_epoch_, accumulate_, steps_per_epoch_;
+  Updater updater_;
   Net net_;
   Tape tape_;
   Schedule schedule_;
+  std::optional<Plateau> plateau_;
+  std::optional<Ewa> smooth_;
   BatchSource train_;
   std::optional<BatchSource> val_;
-  Tensor params_step_;            // StepParams on the device
-  Tensor batch_, labels_, loss_;  // of the last step
+  std::vector<int32_t> order_;    // the epoch's
+  Tensor step_memory_;            // StepMemory on the device
+  Tensor batch_, labels_, loss_;  // of the last forward pass
   Tensor one_;                    // where backward starts
-  Tensor totals_;                 // [2] f64: loss and correct answers since take_sums()
+  Tensor step_sums_, totals_;     // [2], [3] f64: of this step; since take_sums()
+  Tensor best_, best_buffers_;    // of early stopping
   std::unique_ptr<Replay> replay_;
-  int64_t steps_per_epoch_ = 0, eager_steps_ = 0;
-  int64_t step_ = 0, epoch_ = 0, in_epoch_ = 0;  // done so far; the current epoch; steps done in it
-  int64_t counted_ = 0;                          // images in totals_
+  int64_t eager_steps_ = 0;
+  Progress at_;
 };
 
 }  // namespace linnet

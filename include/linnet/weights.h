@@ -4,6 +4,7 @@
 #pragma once
 #include <filesystem>
 #include <map>
+#include <span>
 #include <string>
 
 #include "linnet/param.h"
@@ -13,6 +14,9 @@ namespace linnet {
 
 // All parameters and buffers of a sealed store, F32.
 SafeTensors get_weights(Backend&, ParamStore&);
+
+// The same from host copies of Flat::master and Flat::buffers.
+SafeTensors name_weights(ParamStore&, std::span<const float> master, std::span<const float> buffers);
 
 // Every tensor of the model must be there in F32, with its shape and finite numbers (no running_var below 0), and none
 // may be left over: otherwise one Error(Exit::checkpoint) lists all that differs, and the model is unchanged.

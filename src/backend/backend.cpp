@@ -1,5 +1,7 @@
 #include "linnet/backend.h"
 
+#include <cstddef>
+
 #include "backends.h"
 
 namespace linnet {
@@ -12,17 +14,31 @@ std::unique_ptr<Backend> make_backend(const std::string& name) {
 }
 
 Tensor make_step(Backend& backend) {
-  Tensor step(backend.allocate(sizeof(StepParams)), {int64_t(sizeof(StepParams))}, DType::u8);
-  write_step(backend, step, {});
+  Tensor step(backend.allocate(sizeof(StepMemory)), {int64_t(sizeof(StepMemory))}, DType::u8);
+  const StepMemory fresh;
+  backend.upload(step, &fresh);
   return step;
 }
 
-void write_step(Backend& backend, const Tensor& step, const StepParams& params) { backend.upload(step, &params); }
+namespace {
+Tensor params_of(const Tensor& step) { return step.slice(0, {int64_t(sizeof(StepParams))}); }
+Tensor result_of(const Tensor& step) {
+  return step.slice(int64_t(offsetof(StepMemory, result)), {int64_t(sizeof(StepResult))});
+}
+}  // namespace
 
-StepParams read_step(Backend& backend, const Tensor& step) {
-  StepParams params;
-  backend.download(&params, step);
-  return params;
+void write_step(Backend& backend, const Tensor& step, const StepParams& params) {
+  backend.upload(params_of(step), &params);
+}
+
+StepResult read_step(Backend& backend, const Tensor& step) {
+  StepResult result;
+  backend.download(&result, result_of(step));
+  return result;
+}
+
+void write_result(Backend& backend, const Tensor& step, const StepResult& result) {
+  backend.upload(result_of(step), &result);
 }
 
 }  // namespace linnet

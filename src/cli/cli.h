@@ -9,10 +9,15 @@ namespace linnet {
 using Command = std::function<int()>;
 
 void add_train(CLI::App&, Command&);
+void add_resume(CLI::App&, Command&);
+void add_fork(CLI::App&, Command&);
+void add_check(CLI::App&, Command&);
 void add_eval(CLI::App&, Command&);
 void add_data(CLI::App&, Command&);
 void add_config(CLI::App&, Command&);
 void add_list(CLI::App&, Command&);
+void add_optim(CLI::App&, Command&);
 void add_info(CLI::App&, Command&);
+void add_schedule(CLI::App&, Command&);
 
 }  // namespace linnet

@@ -56,8 +56,13 @@ bool can_redraw() {
   return isatty(STDERR_FILENO) && !(term && std::string_view(term) == "dumb") && !(ci && *ci);
 }
 
-Console::Console(int64_t epochs, int64_t steps_per_epoch, int64_t batch_size)
-    : epochs_(epochs), steps_per_epoch_(steps_per_epoch), batch_size_(batch_size), bar_(can_redraw()) {}
+Console::Console(int64_t epochs, int64_t steps_per_epoch, int64_t batch_size, int64_t first_step)
+    : epochs_(epochs),
+      steps_per_epoch_(steps_per_epoch),
+      batch_size_(batch_size),
+      first_step_(first_step),
+      bar_(can_redraw()),
+      rate_step_(first_step) {}
 
 Console::~Console() { clear(); }
 
@@ -69,7 +74,8 @@ void Console::clear() {
 
 std::string Console::eta(int64_t step) const {
   const double elapsed = std::chrono::duration<double>(Clock::now() - started_).count();
-  return duration(elapsed / double(step) * double(epochs_ * steps_per_epoch_ - step));
+  return duration(elapsed / double(std::max<int64_t>(1, step - first_step_)) *
+                  double(epochs_ * steps_per_epoch_ - step));
 }
 
 void Console::on_step(int64_t step, int64_t epoch) {

@@ -16,7 +16,8 @@ bool can_redraw();
 
 class Console : public Observer {
  public:
-  Console(int64_t epochs, int64_t steps_per_epoch, int64_t batch_size);
+  // first_step: where a resumed run begins.
+  Console(int64_t epochs, int64_t steps_per_epoch, int64_t batch_size, int64_t first_step = 0);
   ~Console() override;
   void on_step(int64_t step, int64_t epoch) override;
   void on_row(const Row&) override;
@@ -28,11 +29,11 @@ class Console : public Observer {
   void draw(int64_t step, int64_t epoch);
   std::string eta(int64_t step) const;
 
-  int64_t epochs_, steps_per_epoch_, batch_size_;
+  int64_t epochs_, steps_per_epoch_, batch_size_, first_step_;
   bool bar_, drawn_ = false;
   double loss_ = NAN, acc_ = NAN, lr_ = NAN;  // of the last row; none yet
   Clock::time_point started_ = Clock::now(), last_ = {}, rate_from_ = Clock::now();
-  int64_t rate_step_ = 0;
+  int64_t rate_step_;
   double img_per_s_ = 0;
 };
 

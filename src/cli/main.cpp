@@ -11,6 +11,7 @@
 #include "linnet/error.h"
 #include "linnet/run.h"
 #include "linnet/text.h"
+#include "src/core/self_test.h"
 
 namespace {
 
@@ -26,6 +27,7 @@ void open_standard_streams() {
 int main(int argc, char** argv) {
   using namespace linnet;
   open_standard_streams();
+  self_test();
   std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then a write error with a message, not a kill
   CLI::App app{
       "Linnet trains small convolutional networks on CIFAR-10.\n\n"
@@ -38,11 +40,16 @@ int main(int argc, char** argv) {
   app.failure_message(CLI::FailureMessage::help);
   Command command;
   add_train(app, command);
+  add_resume(app, command);
+  add_fork(app, command);
+  add_check(app, command);
   add_eval(app, command);
   add_data(app, command);
   add_config(app, command);
   add_list(app, command);
+  add_optim(app, command);
   add_info(app, command);
+  add_schedule(app, command);
 
   try {
     app.parse(argc, argv);

@@ -11,70 +11,61 @@ namespace linnet {
 namespace fs = std::filesystem;
 namespace {
 
-// A signal may interrupt open, read and write before they did anything.
-template <class Call>
-auto uninterrupted(Call call) {
-  decltype(call()) result;
-  do result = call();
-  while (result < 0 && errno == EINTR);
-  return result;
-}
-
 // A new file in an open folder, removed again unless it was renamed.
 class Temporary {
  public:
   explicit Temporary(int folder) : folder_(folder), file_(create()) {}
   ~Temporary() {
-    if (file_created_ && !renamed_) ::unlinkat(folder_, name_.c_str(), 0);
+    if (file_.created() && !renamed_) ::unlinkat(folder_, name_.c_str(), 0);
   }
   Temporary(const Temporary&) = delete;
   Temporary& operator=(const Temporary&) = delete;
 
-  bool created() const { return file_created_; }
-  bool write(std::string_view bytes) {
-    while (!bytes.empty()) {
-      const ssize_t n = uninterrupted([&] { return ::write(file_.get(), bytes.data(), bytes.size()); });
-      if (n == 0) errno = EIO;
-      if (n <= 0) return false;
-      bytes.remove_prefix(size_t(n));
-    }
-    return true;
-  }
-  // Not retried when it fails: the kernel may have dropped the pages and would then report success.
-  bool sync() { return ::fsync(file_.get()) == 0; }
-  bool close() { return file_.close() == 0; }
+  NewFile& file() { return file_; }
   bool rename_to(const std::string& name) {
     return renamed_ = ::renameat(folder_, name_.c_str(), folder_, name.c_str()) == 0;
   }
 
  private:
-  int create() {
+  NewFile create() {
     // A killed process may have left its file behind, and process numbers come back.
     for (int n = 0;; ++n) {
       name_ = fmt::format(".linnet-{}-{}.tmp", ::getpid(), n);
-      const int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
-      const int fd = uninterrupted([&] { return ::openat(folder_, name_.c_str(), flags, 0666); });
-      if (fd < 0 && errno == EEXIST) continue;
-      file_created_ = fd >= 0;
-      return fd;
+      NewFile file(folder_, name_);
+      if (file.created() || errno != EEXIST) return file;
     }
   }
 
   int folder_;
   std::string name_;
-  bool file_created_ = false, renamed_ = false;
-  Fd file_;
+  bool renamed_ = false;
+  NewFile file_;
 };
 
 }  // namespace
 
+FileError::FileError(Exit exit, int code, const std::string& message)
+    : Error(exit, fmt::format("{}: {}", message, std::strerror(code))), code(code) {}
+
+// O_NONBLOCK: opening a pipe without a writer must not wait for one.
 InputFile::InputFile(const fs::path& path, Exit exit)
     : path_(path.string()),
       exit_(exit),
-      // O_NONBLOCK: opening a pipe without a writer must not wait for one.
       fd_(uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); })) {
+  check();
+}
+
+InputFile::InputFile(int folder, const std::string& name, const fs::path& path, Exit exit)
+    : path_(path.string()), exit_(exit), fd_(uninterrupted([&] {
+        return ::openat(folder, name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+      })) {
+  check();
+}
+
+void InputFile::check() {
   struct stat info;
-  if (fd_.get() < 0 || ::fstat(fd_.get(), &info) != 0) fail(exit_, "cannot open {}: {}", path_, std::strerror(errno));
+  if (fd_.get() < 0 || ::fstat(fd_.get(), &info) != 0)
+    throw FileError(exit_, errno, fmt::format("cannot open {}", path_));
   if (!S_ISREG(info.st_mode)) fail(exit_, "{}: expected a regular file, got a folder, a pipe or a device", path_);
   size_ = uint64_t(info.st_size);
 }
@@ -82,19 +73,38 @@ InputFile::InputFile(const fs::path& path, Exit exit)
 void InputFile::read(uint64_t offset, std::span<char> out) const {
   while (!out.empty()) {
     const ssize_t n = uninterrupted([&] { return ::pread(fd_.get(), out.data(), out.size(), off_t(offset)); });
-    if (n < 0) fail(exit_, "cannot read {} at byte {}: {}", path_, offset, std::strerror(errno));
+    if (n < 0) throw FileError(exit_, errno, fmt::format("cannot read {} at byte {}", path_, offset));
     if (n == 0) fail(exit_, "{}: ends at byte {}, expected {} bytes more", path_, offset, out.size());
     out = out.subspan(size_t(n));
     offset += uint64_t(n);
   }
 }
 
+std::string InputFile::read_all() const {
+  std::string content(size_t(size_), '\0');
+  read(0, content);
+  return content;
+}
+
+NewFile::NewFile(int folder, const std::string& name)
+    : fd_(uninterrupted([&] {
+        return ::openat(folder, name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+      })) {}
+
+bool NewFile::write(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = uninterrupted([&] { return ::write(fd_.get(), bytes.data(), bytes.size()); });
+    if (n == 0) errno = EIO;
+    if (n <= 0) return false;
+    bytes.remove_prefix(size_t(n));
+  }
+  return true;
+}
+
 std::string read_file(const fs::path& path, uint64_t limit, Exit exit) {
   const InputFile file(path, exit);
   if (file.size() > limit) fail(exit, "{}: expected at most {} bytes, got {}", path.string(), limit, file.size());
-  std::string content(size_t(file.size()), '\0');
-  file.read(0, content);
-  return content;
+  return file.read_all();
 }
 
 void write_file_atomically(const fs::path& path, std::span<const std::string_view> pieces, Exit exit) {
@@ -112,10 +122,11 @@ void write_file_atomically(const fs::path& path, std::span<const std::string_vie
   const Fd folder(uninterrupted([&] { return ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   check(folder.get() >= 0, "opening its folder");
   Temporary temporary(folder.get());
-  check(temporary.created(), "making a temporary file beside it");
-  for (const std::string_view piece : pieces) check(temporary.write(piece), "writing");
-  check(temporary.sync(), "syncing");
-  check(temporary.close(), "closing");
+  NewFile& file = temporary.file();
+  check(file.created(), "making a temporary file beside it");
+  for (const std::string_view piece : pieces) check(file.write(piece), "writing");
+  check(file.sync(), "syncing");
+  check(file.close(), "closing");
   check(temporary.rename_to(path.filename().string()), "renaming the temporary file");
   // Some file systems sync no folders and say EINVAL.
   if (::fsync(folder.get()) != 0 && errno != EINVAL)

@@ -28,29 +28,48 @@ Init uniform(float bound) {
 Param& ParamStore::add(const std::string& name, const Shape& shape, bool decay, Init init, Kind kind) {
   require(!flat_.master, "[param] '{}' comes too late: the store is sealed", name);
   for (const Param* p : ordered_) require(p->name != name, "[param] there are two parameters named '{}'", name);
-  params_.push_back({name, shape, decay, kind, params_.size(), {}, {}, {}, std::move(init)});
+  params_.push_back(
+      {.name = name, .shape = shape, .decay = decay, .kind = kind, .index = params_.size(), .init = std::move(init)});
   ordered_.push_back(&params_.back());
   return params_.back();
 }
 
 Buffer& ParamStore::add_buffer(const std::string& name, const Shape& shape, float fill) {
   for (const Buffer& b : buffers_) require(b.name != name, "[param] there are two buffers named '{}'", name);
-  buffers_.push_back({name, shape, fill, {}});
+  buffers_.push_back({.name = name, .shape = shape, .fill = fill});
   return buffers_.back();
 }
 
-void ParamStore::seal(Backend& backend, uint64_t seed, int slots, bool decay_all) {
+void ParamStore::seal(Backend& backend, uint64_t seed, const Layout& layout) {
   require(!flat_.master, "[param] the store is sealed already");
   // Each parameter starts on a 64-byte line; the numbers between are zero and stay zero under every rule.
   const auto padded = [](int64_t n) { return (n + 15) / 16 * 16; };
-  std::vector<Param*> layout;
-  for (bool decayed : {true, false})
-    for (Param* p : ordered_)
-      if ((p->decay || decay_all) == decayed) layout.push_back(p);
-  for (Param* p : layout) {
-    flat_.n += padded(p->shape.numel());
-    if (p->decay || decay_all) flat_.n_decay = flat_.n;
+  const auto decays = [&](const Param& p) { return p.decay || layout.decay_all; };
+  for (Param* p : ordered_) p->group = layout.group ? layout.group(p->name) : 0;
+
+  // Group by group, in each the decayed ones first, among those the matrices; the frozen ones at the end.
+  std::vector<Param*> order;
+  const auto append = [&](int group, bool decayed) {
+    for (const bool matrix : {true, false})
+      for (Param* p : ordered_)
+        if (p->group == group && decays(*p) == decayed && (p->shape.rank() >= 2) == matrix) {
+          order.push_back(p);
+          flat_.n += padded(p->shape.numel());
+          if (matrix && group >= 0) flat_.segments.back().n_matrix = flat_.n - flat_.segments.back().begin;
+        }
+  };
+  for (int group = 0; group < layout.groups; ++group) {
+    Segment& segment = flat_.segments.emplace_back();
+    segment.begin = flat_.n;
+    append(group, true);
+    segment.n_decay = flat_.n - segment.begin;
+    append(group, false);
+    segment.n = flat_.n - segment.begin;
   }
+  flat_.n_trainable = flat_.n;
+  append(-1, true);
+  append(-1, false);
+  require(order.size() == ordered_.size(), "[param] a parameter's group is not one of the {}", layout.groups);
 
   std::vector<float> values(size_t(flat_.n), 0.f);
   const auto make = [&](const Shape& shape) {
@@ -60,9 +79,10 @@ void ParamStore::seal(Backend& backend, uint64_t seed, int slots, bool decay_all
   };
   flat_.master = make({flat_.n});
   flat_.grad = make({flat_.n});
-  flat_.slots = make({slots, flat_.n});
+  flat_.slots = make({layout.slots, flat_.n});
   int64_t at = 0;
-  for (Param* p : layout) {
+  for (Param* p : order) {
+    p->offset = at;
     p->master = flat_.master.slice(at, p->shape);
     p->compute = p->master;
     p->grad = flat_.grad.slice(at, p->shape);
@@ -71,11 +91,18 @@ void ParamStore::seal(Backend& backend, uint64_t seed, int slots, bool decay_all
   }
   backend.upload(flat_.master, values.data());
 
+  int64_t count = 0;
+  for (const Buffer& b : buffers_) count += padded(b.shape.numel());
+  std::vector<float> fill(static_cast<size_t>(count), 0.f);
+  flat_.buffers = make({count});
+  at = 0;
   for (Buffer& b : buffers_) {
-    b.value = make(b.shape);
-    const std::vector<float> fill(size_t(b.shape.numel()), b.fill);
-    backend.upload(b.value, fill.data());
+    b.offset = at;
+    b.value = flat_.buffers.slice(at, b.shape);
+    std::fill_n(fill.begin() + at, b.shape.numel(), b.fill);
+    at += padded(b.shape.numel());
   }
+  backend.upload(flat_.buffers, fill.data());
 }
 
 int64_t ParamStore::count() const {

@@ -10,7 +10,8 @@ Tensor Tape::leaf(Tensor x) {
   return x;
 }
 
-Tensor Tape::track(Tensor y, Backward backward) {
+Tensor Tape::track(Tensor y, Op op, Backward backward) {
+  if (watcher_) watcher_(y, op);
   y = leaf(std::move(y));
   nodes_.push_back({y.var, std::move(backward)});
   return y;

@@ -11,7 +11,7 @@ Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
   Tensor y = p.pool.empty({x.dim(0), oh, ow, w.shape[0]}, x.dtype());
   p.be.conv_forward(y, x, w.compute, conv);
   if (!p.tape) return y;
-  return p.tape->track(y, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, conv](const Tensor& dy) {
+  return p.tape->track(y, {"conv2d", &w}, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, conv](const Tensor& dy) {
     tape->add_grad(w, [&](const Tensor& dw) { be.conv_backward_weight(dw, dy, x, conv); });
     if (!Tape::wants(x)) return;  // the first layer: nobody asks for the gradient of an image
     Tensor dx = pool.empty(x.shape(), x.dtype());

@@ -10,7 +10,7 @@ Tensor linear(Pass& p, const Tensor& x, const Param& w, const Param& bias) {
   p.be.matmul(y, x, false, w.compute, true);
   p.be.bias_add(y, y, bias.master);
   if (!p.tape) return y;
-  return p.tape->track(y, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, &bias](const Tensor& dy) {
+  return p.tape->track(y, {"linear", &w}, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, &bias](const Tensor& dy) {
     tape->add_grad(w, [&](const Tensor& dw) { be.matmul(dw, dy, true, x, false); });
     tape->add_grad(bias, [&](const Tensor& db) { be.bias_grad(db, dy); });
     if (!Tape::wants(x)) return;

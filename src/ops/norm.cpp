@@ -25,7 +25,8 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
   // y is kept for the ReLU's mask only; without a ReLU its memory may go.
   const Tensor mask = bn.relu ? y : Tensor();
   return p.tape->track(
-      y, [&be = p.be, &pool = p.pool, tape = p.tape, x, mask, r, saved, &scale, &bias, bn](const Tensor& dy) {
+      y, {"batch_norm", &scale},
+      [&be = p.be, &pool = p.pool, tape = p.tape, x, mask, r, saved, &scale, &bias, bn](const Tensor& dy) {
         const bool wants_residual = r && Tape::wants(r);
         Tensor dx = pool.empty(x.shape(), x.dtype());
         // Without a ReLU the residual's gradient is dy itself.
@@ -53,7 +54,7 @@ Tensor group_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
   Tensor saved = p.pool.empty({x.dim(0) * groups, 2}, DType::f32);
   p.be.group_norm(y, saved, x, scale.master, bias.master, groups, eps);
   if (!p.tape) return y;
-  return p.tape->track(y,
+  return p.tape->track(y, {"group_norm", &scale},
                        [&be = p.be, &pool = p.pool, tape = p.tape, x, saved, &scale, &bias, groups](const Tensor& dy) {
                          Tensor dx = pool.empty(x.shape(), x.dtype());
                          tape->add_grad(scale, [&](const Tensor& dscale) {

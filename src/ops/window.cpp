@@ -17,18 +17,19 @@ Tensor max_pool(Pass& p, const Tensor& x, Window window) {
   Tensor where = p.pool.empty(y.shape(), DType::i32);
   p.be.max_pool(y, where, x, window);
   if (!p.tape) return y;
-  return p.tape->track(y, [&be = p.be, &pool = p.pool, tape = p.tape, x, where, window](const Tensor& dy) {
-    Tensor dx = pool.empty(x.shape(), x.dtype());
-    be.max_pool_grad(dx, dy, where, window);
-    tape->add_grad(x, std::move(dx));
-  });
+  return p.tape->track(y, {"max_pool"},
+                       [&be = p.be, &pool = p.pool, tape = p.tape, x, where, window](const Tensor& dy) {
+                         Tensor dx = pool.empty(x.shape(), x.dtype());
+                         be.max_pool_grad(dx, dy, where, window);
+                         tape->add_grad(x, std::move(dx));
+                       });
 }
 
 Tensor avg_pool(Pass& p, const Tensor& x, Window window) {
   Tensor y = p.pool.empty(pooled_shape("avg_pool", x, window), x.dtype());
   p.be.avg_pool(y, x, window);
   if (!p.tape) return y;
-  return p.tape->track(y, [&be = p.be, &pool = p.pool, tape = p.tape, x, window](const Tensor& dy) {
+  return p.tape->track(y, {"avg_pool"}, [&be = p.be, &pool = p.pool, tape = p.tape, x, window](const Tensor& dy) {
     Tensor dx = pool.empty(x.shape(), x.dtype());
     be.avg_pool_grad(dx, dy, window);
     tape->add_grad(x, std::move(dx));
@@ -48,7 +49,7 @@ Tensor shortcut(Pass& p, const Tensor& x, int stride, int64_t channels) {
       p.pool.empty({x.dim(0), (x.dim(1) + stride - 1) / stride, (x.dim(2) + stride - 1) / stride, channels}, x.dtype());
   p.be.shortcut(y, x, stride);
   if (!p.tape) return y;
-  return p.tape->track(y, [&be = p.be, &pool = p.pool, tape = p.tape, x, stride](const Tensor& dy) {
+  return p.tape->track(y, {"shortcut"}, [&be = p.be, &pool = p.pool, tape = p.tape, x, stride](const Tensor& dy) {
     Tensor dx = pool.empty(x.shape(), x.dtype());
     be.shortcut_grad(dx, dy, stride);
     tape->add_grad(x, std::move(dx));

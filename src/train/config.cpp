@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <fstream>
 #include <set>
 #include <variant>
@@ -39,6 +40,7 @@
 #include "linnet/error.h"
 #include "linnet/model.h"
 #include "linnet/optimizer.h"
+#include "linnet/schedule.h"
 #include "linnet/text.h"
 #include "src/train/toml_scan.h"
 
@@ -170,12 +172,6 @@ Complaint read(const Key& key, const toml::node& node, std::string& out) {
   return {};
 }
 
-// A key and the field of the Config that it names.
-struct Slot {
-  Key key;
-  std::variant<std::string*, bool*, int64_t*, double*, std::vector<double>*> field;
-};
-
 template <class Entry>
 std::vector<std::string_view> names_of(const std::vector<Entry>& table) {
   std::vector<std::string_view> names;
@@ -183,13 +179,79 @@ std::vector<std::string_view> names_of(const std::vector<Entry>& table) {
   return names;
 }
 
+// The entries of the table behind [section] that use the key, and whether the one called `name` does.
+std::vector<std::string_view> users_of(std::string_view section, std::string_view leaf) {
+  std::vector<std::string_view> users;
+  const auto collect = [&](const auto& table) {
+    for (const auto& entry : table)
+      if (std::ranges::find(entry.keys, leaf) != entry.keys.end()) users.push_back(entry.name);
+  };
+  if (section == "model") collect(models());
+  if (section == "optimizer") collect(optimizers());
+  if (section == "schedule") collect(schedules());
+  return users;
+}
+bool entry_uses(std::string_view section, std::string_view name, std::string_view leaf) {
+  return std::ranges::count(users_of(section, leaf), name) > 0;
+}
+
+const OptimizerEntry* optimizer_named(std::string_view name) {
+  for (const OptimizerEntry& entry : optimizers())
+    if (entry.name == name) return &entry;
+  return nullptr;
+}
+
+using Field = std::variant<std::string*, bool*, int64_t*, double*, std::vector<double>*>;
+
+// A key, the field that it names, and for Key::by_entry whose keys are asked.
+struct Slot {
+  Key key;
+  Field field;
+  std::string_view section, leaf;  // "optimizer", "lr": also where the key stands as group.lr
+  const std::string* entry;        // the name in the same section
+};
+
+bool slot_used(const Slot& slot, const std::vector<Slot>& scope) {
+  if (slot.key.by_entry) return entry_uses(slot.section, *slot.entry, slot.leaf);
+  if (slot.key.used_by.empty()) return true;
+  for (const Slot& other : scope)
+    if (other.key.name == slot.key.used_by_key)
+      return std::ranges::find(slot.key.used_by, *std::get<std::string*>(other.field)) != slot.key.used_by.end();
+  return false;
+}
+
+// One place of a file where keys stand: all of its sections, a [[group]] or a [[phase]].
+struct Scope {
+  std::vector<Slot> slots;
+  std::map<std::string_view, Place> given = {};  // keys with a value that is not the default's, and where it stands
+  std::set<std::string_view> bad = {};           // keys with a value that was refused
+  Place header = {};                             // of a [[group]] or [[phase]]
+
+  Slot* find(std::string_view name) {
+    const auto slot = std::ranges::find(slots, name, [](const Slot& s) { return s.key.name; });
+    return slot == slots.end() ? nullptr : &*slot;
+  }
+};
+
+// A key's slot; `shown` is its name where it stands.
+Slot slot_of(const Key& key, Field field, const std::string* entry, std::string_view shown) {
+  Slot slot{key, field, split_key(key.name).first, split_key(key.name).second, entry};
+  // What the registries know is checked here too: a wrong name is then reported with its place, beside all else.
+  if (key.name == "model.name") slot.key.choices = names_of(models());
+  if (key.name == "optimizer.name") slot.key.choices = names_of(optimizers());
+  if (key.name == "schedule.name") slot.key.choices = names_of(schedules());
+  slot.key.name = shown;
+  return slot;
+}
+
 std::vector<Slot> slots_of(Config& config) {
   std::vector<Slot> slots;
   visit(config, [&](const Key& key, auto& field) {
-    slots.push_back({key, &field});
-    // What the registries know is checked here too: a wrong name is then reported with its place, beside all else.
-    if (key.name == "model.name") slots.back().key.choices = names_of(models());
-    if (key.name == "optimizer.name") slots.back().key.choices = names_of(optimizers());
+    const std::string_view section = split_key(key.name).first;
+    const std::string* entry = section == "model"       ? &config.model.name
+                               : section == "optimizer" ? &config.optimizer.name
+                                                        : &config.schedule.name;
+    slots.push_back(slot_of(key, &field, entry, key.name));
   });
   return slots;
 }
@@ -199,7 +261,7 @@ std::vector<Slot> slots_of(Config& config) {
 class Reader {
  public:
   Reader(std::string_view text, std::string origin)
-      : origin_(std::move(origin)), text_(text), slots_(slots_of(config_)) {
+      : origin_(std::move(origin)), text_(text), root_{slots_of(config_)} {
     if (text_.starts_with("\xef\xbb\xbf")) text_.remove_prefix(3);  // a byte order mark is no column
     for (size_t at = 0; at <= text_.size();) {
       const size_t end = std::min(text_.find('\n', at), text_.size());
@@ -210,12 +272,13 @@ class Reader {
   }
 
   Config resolve(const std::vector<std::string>& overrides, Origins* origins) {
-    read_file();
+    const toml::table file = read_file();
+    start_from_defaults(file, overrides);
+    read_root(file);
     for (const std::string& text : overrides) read_override(text);
-    if (!hidden_) {
-      check_unused();
-      check_relations();
-    }
+    read_groups(file);
+    read_phases(file);
+    if (!hidden_) check();
     report();
     if (origins) *origins = this->origins();
     return config_;
@@ -239,18 +302,13 @@ class Reader {
     return {line, count_chars(text_.substr(start, offset - start)) + 1, 1, lines_[line - 1]};
   }
 
-  Slot* find(std::string_view name) {
-    const auto slot = std::ranges::find(slots_, name, [](const Slot& s) { return s.key.name; });
-    return slot == slots_.end() ? nullptr : &*slot;
-  }
-
   bool is_section(std::string_view name) const {
-    return std::ranges::any_of(slots_, [&](const Slot& s) { return split_key(s.key.name).first == name; });
+    return std::ranges::any_of(root_.slots, [&](const Slot& s) { return split_key(s.key.name).first == name; });
   }
 
   std::string suggest_section(std::string_view typed) const {
     std::vector<std::string> sections;
-    for (const Slot& slot : slots_) sections.emplace_back(split_key(slot.key.name).first);
+    for (const Slot& slot : root_.slots) sections.emplace_back(split_key(slot.key.name).first);
     return did_you_mean(nearest(typed, sections));
   }
 
@@ -258,7 +316,7 @@ class Reader {
   std::string suggest_key(std::string_view typed) const {
     const auto [section, leaf] = split_key(typed);
     std::vector<std::string> leaves, sections;
-    for (const Slot& slot : slots_) {
+    for (const Slot& slot : root_.slots) {
       const auto [known_section, known_leaf] = split_key(slot.key.name);
       if (known_section == section) leaves.emplace_back(known_leaf);
       if (known_leaf == leaf) sections.emplace_back(known_section);
@@ -271,31 +329,48 @@ class Reader {
 
   Origins origins() const {
     Origins all;
-    for (const Slot& slot : slots_)
-      if (is_used(config_, slot.key)) all.emplace(slot.key.name, "default");
-    for (const auto& [name, place] : given_)
+    for (const Slot& slot : root_.slots)
+      if (slot_used(slot, root_.slots)) all.emplace(slot.key.name, "default");
+    for (const auto& [name, place] : root_.given)
       all[std::string(name)] = place.line ? fmt::format("{}:{}", origin_, place.line) : "--set";
     return all;
   }
 
   // toml++ stops at its first error. So that one pass shows them all, the statement at fault (for a section's header,
   // all of the section) is noted, blanked, and the rest is parsed again.
-  void read_file() {
+  toml::table read_file() {
     try {
       const std::vector<size_t> statements = scan_toml(text_);
       std::string rest(text_);
       while (true) {
         try {
-          read_root(toml::parse(rest));
-          return;
+          return toml::parse(rest);
         } catch (const toml::parse_error& error) {
-          if (!note_and_blank(error, statements, rest)) return;
+          if (!note_and_blank(error, statements, rest)) return {};
         }
       }
     } catch (const TomlRefused& refused) {
       add(place_at(refused.offset), refused.message);
       hidden_ = true;
+      return {};
     }
+  }
+
+  // An optimizer has its own defaults: which one it is must be known before its keys are read. A wrong name or preset
+  // is reported when its turn comes.
+  void start_from_defaults(const toml::table& file, const std::vector<std::string>& overrides) {
+    std::string name = file["optimizer"]["name"].value_or(config_.optimizer.name);
+    std::string preset = file["optimizer"]["preset"].value_or(config_.optimizer.preset);
+    for (const std::string& text : overrides) {
+      if (text.starts_with("optimizer.name=")) name = text.substr(text.find('=') + 1);
+      if (text.starts_with("optimizer.preset=")) preset = text.substr(text.find('=') + 1);
+    }
+    config_.optimizer = defaults_of(name, preset);
+  }
+  static OptimizerConfig defaults_of(const std::string& name, const std::string& preset) {
+    const OptimizerEntry* entry = optimizer_named(name);
+    if (!entry) return {};
+    return default_settings(name, preset == "keras" && entry->keras ? preset : "pytorch");
   }
 
   bool note_and_blank(const toml::parse_error& error, const std::vector<size_t>& statements, std::string& rest) {
@@ -341,31 +416,123 @@ class Reader {
       const std::string section(key.str());
       if (is_section(section) && node.is_table()) {
         for (const auto& [leaf, value] : *node.as_table())
-          read_key(section + "." + std::string(leaf.str()), place_of(leaf.source()), value,
-                   [this](const toml::node& where) { return place_of(where.source()); });
+          read_key(root_, section + "." + std::string(leaf.str()), place_of(leaf.source()), value);
+      } else if ((section == "group" || section == "phase") && node.is_array_of_tables()) {
+        // later: their tables start from what [optimizer] and [schedule] say in the end
+      } else if (section == "group" || section == "phase") {
+        add(place, fmt::format("'{}' is a list of sections", section), fmt::format("write [[{}]]", section));
       } else if (is_section(section)) {
         add(place, fmt::format("'{}' is a section, got {}", section, describe(node)),
             fmt::format("write [{}] and its keys on the lines below", section));
       } else if (node.is_table() || node.is_array_of_tables()) {
         add(place, fmt::format("unknown section '{}'", escaped(section)), suggest_section(section));
       } else {
-        const bool quoted = find(section);
+        const bool quoted = root_.find(section);
         add(place, fmt::format("unknown key '{}'", escaped(section)),
             quoted ? fmt::format("write {} without quotes", section) : suggest_key(section));
       }
     }
   }
 
+  // One [[group]] after the other: its own keys, and the optimizer's without their prefix.
+  void read_groups(const toml::table& file) {
+    const toml::array* groups = file["group"].as_array();
+    config_.groups.reserve(groups ? groups->size() : 0);  // slots point into it
+    for (size_t i = 0; groups && i < groups->size(); ++i) {
+      const toml::node& node = (*groups)[i];
+      const toml::table& table = *node.as_table();
+      GroupConfig& group = config_.groups.emplace_back();
+      group.optimizer = base_of(table, config_.optimizer);
+      Scope& scope = scopes_.emplace_back();
+      scope.header = place_of(node.source());
+      visit_group(group,
+                  [&](const Key& key, auto& field) { add_slot(scope, key, &field, nullptr, std::string(key.name)); });
+      add_optimizer(scope, group.optimizer, "group.");
+      for (const auto& [leaf, value] : table)
+        read_key(scope, "group." + std::string(leaf.str()), place_of(leaf.source()), value);
+      if (group.match.empty() && !scope.bad.contains("group.match"))
+        add(scope.header, "a group needs `match`", "for example match = \"*bn*\"");
+    }
+    if (config_.groups.size() >= size_t(kMaxGroups))
+      add(scopes_.back().header, fmt::format("more than {} groups", kMaxGroups - 1),
+          "one group may match several names");
+  }
+
+  // One [[phase]] after the other: its optimizer starts as that of the one before it, its schedule is constant.
+  void read_phases(const toml::table& file) {
+    const toml::array* phases = file["phase"].as_array();
+    OptimizerConfig optimizer = config_.optimizer;
+    config_.phases.reserve(phases ? phases->size() : 0);
+    for (size_t i = 0; phases && i < phases->size(); ++i) {
+      const toml::node& node = (*phases)[i];
+      const toml::table& table = *node.as_table();
+      PhaseConfig& phase = config_.phases.emplace_back();
+      phase.optimizer = table["optimizer"].is_table() ? base_of(*table["optimizer"].as_table(), optimizer) : optimizer;
+      phase.schedule.name = "constant";  // the curve of the run before it fits another span
+      Scope& scope = scopes_.emplace_back();
+      scope.header = place_of(node.source());
+      visit_phase(phase,
+                  [&](const Key& key, auto& field) { add_slot(scope, key, &field, nullptr, std::string(key.name)); });
+      add_optimizer(scope, phase.optimizer, "phase.optimizer.");
+      visit_schedule(phase.schedule, [&](const Key& key, auto& field) {
+        add_slot(scope, key, &field, &phase.schedule.name, "phase." + std::string(key.name));
+      });
+      for (const auto& [leaf, value] : table) {
+        const std::string name = "phase." + std::string(leaf.str());
+        const bool part = name == "phase.optimizer" || name == "phase.schedule";
+        if (!part || !value.is_table()) {
+          if (part)
+            add(place_of(leaf.source()), fmt::format("'{}' is a section, got {}", name, describe(value)));
+          else
+            read_key(scope, name, place_of(leaf.source()), value);
+          continue;
+        }
+        for (const auto& [key, inner] : *value.as_table())
+          read_key(scope, name + "." + std::string(key.str()), place_of(key.source()), inner);
+      }
+      optimizer = phase.optimizer;
+    }
+  }
+
+  // Where a group's or phase's optimizer starts: at that of the run, or at the defaults of another one that it names.
+  static OptimizerConfig base_of(const toml::table& table, const OptimizerConfig& run) {
+    const std::string name = table["name"].value_or(run.name), preset = table["preset"].value_or(run.preset);
+    return name == run.name && preset == run.preset ? run : defaults_of(name, preset);
+  }
+  void add_slot(Scope& scope, const Key& key, Field field, const std::string* entry, std::string shown) {
+    scope.slots.push_back(slot_of(key, field, entry, names_.emplace_back(std::move(shown))));
+  }
+  void add_optimizer(Scope& scope, OptimizerConfig& optimizer, const std::string& prefix) {
+    visit_optimizer(optimizer, [&](const Key& key, auto& field) {
+      add_slot(scope, key, &field, &optimizer.name, prefix + std::string(split_key(key.name).second));
+    });
+  }
+
+  void read_key(Scope& scope, const std::string& name, Place place, const toml::node& node) {
+    read_key(scope, name, place, node, [this](const toml::node& where) { return place_of(where.source()); });
+  }
+
   template <class PlaceOf>
-  void read_key(const std::string& name, Place place, const toml::node& node, PlaceOf place_of_value) {
-    Slot* slot = find(name);
-    if (!slot) return add(place, fmt::format("unknown key '{}'", escaped(name)), suggest_key(name));
+  void read_key(Scope& scope, const std::string& name, Place place, const toml::node& node, PlaceOf place_of_value) {
+    Slot* slot = scope.find(name);
+    if (!slot)
+      return add(place, fmt::format("unknown key '{}'", escaped(name)),
+                 &scope == &root_ ? suggest_key(name) : suggest_of(scope, name));
+    if (slot->leaf == "form")
+      if (const OptimizerEntry* entry = optimizer_named(*slot->entry))
+        slot->key.choices = {entry->forms.begin(), entry->forms.end()};
     Complaint wrong = std::visit([&](auto* field) { return read(slot->key, node, *field); }, slot->field);
     if (!wrong.message.empty()) {
-      bad_.insert(slot->key.name);
+      scope.bad.insert(slot->key.name);
       return add(place_of_value(*wrong.where), std::move(wrong.message), std::move(wrong.help));
     }
-    given_[slot->key.name] = place;
+    scope.given[slot->key.name] = place;
+  }
+
+  std::string suggest_of(const Scope& scope, const std::string& typed) const {
+    std::vector<std::string> known;
+    for (const Slot& slot : scope.slots) known.emplace_back(slot.key.name);
+    return did_you_mean(nearest(typed, known));
   }
 
   void read_override(std::string_view text) {
@@ -375,11 +542,11 @@ class Reader {
     if (equals == text.npos) return add(place, "--set expects key=value", "for example --set optimizer.lr=0.05");
     if (text.size() > kTomlString) return add(place, fmt::format("an override of more than {} bytes", kTomlString));
     const std::string_view value = text.substr(equals + 1);
-    Slot* slot = find(name);
+    Slot* slot = root_.find(name);
     if (slot && value.empty()) return reset(*slot);
     const bool is_text = !slot || std::holds_alternative<std::string*>(slot->field);
     const toml::table parsed = parse_override(value, is_text);
-    read_key(name, place, *parsed.get("v"), [&](const toml::node& where) {
+    read_key(root_, name, place, *parsed.get("v"), [&](const toml::node& where) {
       const auto [begin, end] = std::pair(where.source().begin, where.source().end);
       if (begin.line == 0) return Place{0, place.width + 2, count_chars(value), text};   // text: no TOML place
       return Place{0, place.width + begin.column - 1, end.column - begin.column, text};  // behind "v="
@@ -402,60 +569,122 @@ class Reader {
 
   void reset(Slot& slot) {
     Config defaults;
+    defaults.optimizer = defaults_of(config_.optimizer.name, config_.optimizer.preset);
     for (const Slot& fresh : slots_of(defaults))
       if (fresh.key.name == slot.key.name)
         std::visit([&](auto* field) { *field = *std::get<decltype(field)>(fresh.field); }, slot.field);
-    given_.erase(slot.key.name);
+    root_.given.erase(slot.key.name);
   }
 
-  void check_unused() {
-    for (const auto& [name, place] : given_) {
-      const Key& key = find(name)->key;
-      if (bad_.contains(key.used_by_key) || is_used(config_, key)) continue;
-      const std::string& choice = *std::get<std::string*>(find(key.used_by_key)->field);
-      add(place, fmt::format("'{}' is not used with {} = \"{}\"", name, key.used_by_key, escaped(choice)),
-          fmt::format("{}; it is used with {}",
-                      place.line ? fmt::format("remove it, or reset it with `--set {}=`", name) : "leave it out",
-                      fmt::join(key.used_by, ", ")));
+  void check() {
+    check_unused(root_);
+    for (Scope& scope : scopes_) check_unused(scope);
+    check_relations();
+    check_optimizer(root_, "optimizer.", config_.optimizer);
+    const int64_t first_span = phase_span(config_, 0, 0).epochs;
+    check_schedule(root_, "schedule.", config_.schedule, config_.optimizer.lr, first_span,
+                   first_span == config_.train.epochs ? "train.epochs" : "the first phase's epochs");
+    size_t at = 0;
+    for (const GroupConfig& group : config_.groups) check_optimizer(scopes_[at++], "group.", group.optimizer);
+    int64_t last = 0;
+    for (const PhaseConfig& phase : config_.phases) {
+      Scope& scope = scopes_[at++];
+      check_optimizer(scope, "phase.optimizer.", phase.optimizer);
+      const PhaseSpan span = phase_span(config_, size_t(&phase - config_.phases.data()) + 1, phase.epoch);
+      check_schedule(scope, "phase.schedule.", phase.schedule, phase.optimizer.lr, span.epochs, "the phase's epochs");
+      rule(scope, (phase.epoch > 0) != (phase.plateau > 0), {"phase.epoch", "phase.plateau"},
+           "a phase starts at an epoch or on a plateau: set one of `epoch` and `plateau`");
+      rule(scope, phase.epoch == 0 || phase.epoch > last, {"phase.epoch"},
+           fmt::format("a phase must start after the one before it (epoch {}), got epoch {}", last, phase.epoch));
+      rule(scope, phase.epoch < config_.train.epochs, {"phase.epoch"},
+           fmt::format("a phase must start before train.epochs = {}, got epoch {}", config_.train.epochs, phase.epoch));
+      rule(scope, phase.plateau == 0 || config_.data.val > 0, {"phase.plateau"},
+           "a plateau is seen on the validation images, and data.val = 0");
+      last = std::max(last, phase.epoch);
     }
   }
 
-  // The rules between keys. Each needs all of its keys to be sound and used; it is reported at the first one given.
+  void check_unused(Scope& scope) {
+    for (const auto& [name, place] : scope.given) {
+      const Slot& slot = *scope.find(name);
+      if (slot_used(slot, scope.slots)) continue;
+      const std::string_view by = slot.key.by_entry ? std::string_view{} : slot.key.used_by_key;
+      const std::string chooser = by.empty() ? std::string(slot.section) + ".name" : std::string(by);
+      if (scope.bad.contains(chooser)) continue;
+      const std::string& choice = by.empty() ? *slot.entry : *std::get<std::string*>(scope.find(by)->field);
+      const auto users = by.empty() ? users_of(slot.section, slot.leaf) : slot.key.used_by;
+      add(place, fmt::format("'{}' is not used with {} = \"{}\"", name, chooser, escaped(choice)),
+          fmt::format("{}; it is used with {}",
+                      place.line ? fmt::format("remove it, or reset it with `--set {}=`", name) : "leave it out",
+                      fmt::join(users, ", ")));
+    }
+  }
+
+  // A rule between keys. Each needs all of its keys to be sound and used; it is reported at the first one given, else
+  // at the section's head.
+  template <class Keys>
+  void rule(Scope& scope, bool holds, const Keys& keys, const std::string& message) {
+    if (holds) return;
+    for (std::string_view name : keys) {
+      const Slot* slot = scope.find(name);
+      if (!slot) slot = root_.find(name);
+      if (slot && (scope.bad.contains(name) || !slot_used(*slot, scope.slots))) return;
+    }
+    for (std::string_view name : keys)
+      for (const Scope* s : {&scope, &root_})
+        if (const auto given = s->given.find(name); given != s->given.end()) return add(given->second, message);
+    if (&scope != &root_) add(scope.header, message);
+  }
+  void rule(Scope& scope, bool holds, std::initializer_list<std::string_view> keys, const std::string& message) {
+    rule(scope, holds, std::vector(keys), message);
+  }
+
+  void check_optimizer(Scope& scope, const std::string& prefix, const OptimizerConfig& o) {
+    const OptimizerEntry* entry = optimizer_named(o.name);
+    if (!entry) return;
+    if (o.preset == "keras" && !entry->keras)
+      rule(scope, false, {names_.emplace_back(prefix + "preset")}, fmt::format("{} has no Keras preset", o.name));
+    const std::string wrong = entry->check(o);
+    if (wrong.empty()) return;
+    // The keys that the message names are those it is about, the first one most.
+    std::map<size_t, std::string_view> named;
+    for (std::string_view leaf : entry->keys)
+      if (const size_t at = wrong.find(leaf); at != wrong.npos) named[at] = leaf;
+    std::vector<std::string_view> keys;
+    for (const auto& [at, leaf] : named) keys.push_back(names_.emplace_back(prefix + std::string(leaf)));
+    rule(scope, false, keys, wrong);
+  }
+
+  void check_schedule(Scope& scope, const std::string& prefix, const ScheduleConfig& s, double lr, int64_t epochs,
+                      std::string_view length = "train.epochs") {
+    for (const auto& [leaves, message] : schedule_problems(s, lr, epochs, length)) {
+      std::vector<std::string_view> keys;
+      for (std::string_view key : leaves) {
+        const bool own = split_key(key).first == "schedule" || split_key(key).first.empty();
+        keys.push_back(own ? names_.emplace_back(prefix + std::string(split_key(key).second)) : key);
+      }
+      rule(scope, false, keys, message);
+    }
+  }
+
   void check_relations() {
-    const auto rule = [&](bool holds, std::initializer_list<std::string_view> keys, std::string message) {
-      if (holds) return;
-      for (std::string_view name : keys)
-        if (bad_.contains(name) || !is_used(config_, find(name)->key)) return;
-      for (std::string_view name : keys)
-        if (const auto given = given_.find(name); given != given_.end()) return add(given->second, message);
-    };
     const Config& c = config_;
-    const auto& steps = c.schedule.milestones;
-    const bool increase = std::ranges::adjacent_find(steps, std::greater_equal<>()) == steps.end();
-    const std::string listed = escaped(fmt::format("[{}]", fmt::join(steps, ", ")));
-    const double epochs = static_cast<double>(c.train.epochs);
-    rule(increase, {"schedule.milestones"}, fmt::format("schedule.milestones must increase strictly, got {}", listed));
-    rule(steps.empty() || std::ranges::max(steps) < epochs, {"schedule.milestones", "train.epochs"},
-         fmt::format("schedule.milestones must be below train.epochs = {}, got {}", epochs, listed));
-    rule(c.schedule.warmup <= epochs, {"schedule.warmup", "train.epochs"},
-         fmt::format("schedule.warmup = {} is longer than train.epochs = {}", c.schedule.warmup, epochs));
-    rule(c.schedule.min_lr <= c.optimizer.lr, {"schedule.min_lr", "optimizer.lr"},
-         fmt::format("schedule.min_lr = {} is above optimizer.lr = {}", c.schedule.min_lr, c.optimizer.lr));
-    rule(!c.optimizer.nesterov || (c.optimizer.momentum > 0 && c.optimizer.dampening == 0),
-         {"optimizer.nesterov", "optimizer.momentum", "optimizer.dampening"},
-         fmt::format("optimizer.nesterov needs momentum > 0 and dampening = 0, got momentum = {} and dampening = {}",
-                     c.optimizer.momentum, c.optimizer.dampening));
     const size_t means = c.data.mean.size();
-    rule(means == c.data.std.size() && (means == 0 || means == 3), {"data.mean", "data.std"},
+    rule(root_, means == c.data.std.size() && (means == 0 || means == 3), {"data.mean", "data.std"},
          fmt::format("data.mean and data.std need 3 values each, or none in both, got {} and {}", means,
                      c.data.std.size()));
-    rule(c.data.name != "cifar10" || c.data.val < 50000, {"data.val"},
+    rule(root_, c.data.name != "cifar10" || c.data.val < 50000, {"data.val"},
          fmt::format("data.val = {} leaves none of CIFAR-10's 50000 training images", c.data.val));
-    rule(c.optimizer.clip_norm == 0 || float(c.optimizer.clip_norm) > 0, {"optimizer.clip_norm"},
-         fmt::format("optimizer.clip_norm = {} is no longer above 0 as a float; 0 turns clipping off",
-                     c.optimizer.clip_norm));
-    rule(c.data.val < c.data.samples, {"data.val", "data.samples"},
+    rule(root_, c.clip.norm == 0 || float(c.clip.norm) > 0, {"optimizer.clip_norm"},
+         fmt::format("optimizer.clip_norm = {} is no longer above 0 as a float; 0 turns clipping off", c.clip.norm));
+    rule(root_, c.clip.value == 0 || float(c.clip.value) > 0, {"optimizer.clip_value"},
+         fmt::format("optimizer.clip_value = {} is no longer above 0 as a float; 0 turns clipping off", c.clip.value));
+    rule(root_, c.data.val < c.data.samples, {"data.val", "data.samples"},
          fmt::format("data.val = {} leaves no training image of data.samples = {}", c.data.val, c.data.samples));
+    rule(root_, c.schedule.name != "plateau" || c.data.val > 0, {"schedule.name", "data.val"},
+         "the plateau schedule watches the validation images, and data.val = 0");
+    rule(root_, c.train.patience == 0 || c.data.val > 0, {"train.patience", "data.val"},
+         "early stopping watches the validation images, and data.val = 0");
   }
 
   void report() {
@@ -474,10 +703,10 @@ class Reader {
   std::string_view text_;
   std::vector<std::string_view> lines_;
   Config config_;
-  std::vector<Slot> slots_;
-  std::map<std::string_view, Place> given_;  // keys with a value that is not the default's, and where it stands
-  std::set<std::string_view> bad_;           // keys with a value that was refused
-  bool hidden_ = false;                      // a syntax error hides part of the file
+  Scope root_;
+  std::deque<Scope> scopes_;       // of the groups, then of the phases
+  std::deque<std::string> names_;  // of their keys
+  bool hidden_ = false;            // a syntax error hides part of the file
   std::vector<Problem> problems_;
 };
 
@@ -533,12 +762,10 @@ std::string toml_value(const std::string& value) {  // no control characters: re
 }  // namespace
 
 bool is_used(const Config& config, const Key& key) {
-  bool used = key.used_by.empty();
-  visit(config, [&]<class T>(const Key& other, const T& value) {
-    if constexpr (std::is_same_v<T, std::string>)
-      if (other.name == key.used_by_key) used = std::ranges::find(key.used_by, value) != key.used_by.end();
-  });
-  return used;
+  Config copy = config;  // slots point into a Config that may be written
+  const std::vector<Slot> slots = slots_of(copy);
+  const auto slot = std::ranges::find(slots, key.name, [](const Slot& s) { return s.key.name; });
+  return slot == slots.end() || slot_used(*slot, slots);
 }
 
 Config parse_config(std::string_view text, const std::string& origin, const std::vector<std::string>& overrides) {
@@ -555,20 +782,82 @@ Config load_config(const std::filesystem::path& file, const std::vector<std::str
 
 std::string to_toml(const Config& config, bool docs) {
   std::string out;
-  std::string_view section;
-  visit(config, [&](const Key& key, const auto& value) {
-    if (!is_used(config, key)) return;
-    const auto [key_section, leaf] = split_key(key.name);
-    if (key_section != section) out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", key_section);
-    section = key_section;
+  const auto put = [&](const Key& key, std::string_view leaf, const auto& value) {
     if (docs) {
       const std::string allowed =
           key.choices.empty() ? range_text(key) : fmt::format("{}", fmt::join(key.choices, ", "));
       out += fmt::format("# {}{}{}\n", key.doc, allowed.empty() ? "" : "; ", allowed);
     }
     out += fmt::format("{} = {}\n", leaf, toml_value(value));
+  };
+  std::string_view section;
+  visit(config, [&](const Key& key, const auto& value) {
+    if (!is_used(config, key)) return;
+    const auto [key_section, leaf] = split_key(key.name);
+    if (key_section != section) out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", key_section);
+    section = key_section;
+    put(key, leaf, value);
   });
+  // A group's or phase's section shows all that its optimizer or schedule uses.
+  const auto put_used = [&](const std::string& name) {
+    return [&, name](const Key& key, const auto& value) {
+      const auto [key_section, leaf] = split_key(key.name);
+      if (!key.by_entry || entry_uses(key_section, name, leaf)) put(key, leaf, value);
+    };
+  };
+  const auto put_own = [&](const Key& key, const auto& value) { put(key, split_key(key.name).second, value); };
+  for (const GroupConfig& group : config.groups) {
+    out += "\n[[group]]\n";
+    visit_group(group, put_own);
+    if (!group.frozen) visit_optimizer(group.optimizer, put_used(group.optimizer.name));
+  }
+  for (const PhaseConfig& phase : config.phases) {
+    out += "\n[[phase]]\n";
+    visit_phase(phase, put_own);
+    out += "[phase.optimizer]\n";
+    visit_optimizer(phase.optimizer, put_used(phase.optimizer.name));
+    out += "[phase.schedule]\n";
+    visit_schedule(phase.schedule, put_used(phase.schedule.name));
+  }
   return out;
+}
+
+std::vector<ConfigChange> differences(const Config& from, const Config& to) {
+  // Lines of TOML, each under its section: "optimizer.lr" -> "0.1", "group 2.frozen" -> "true".
+  const auto flatten = [](const Config& config) {
+    std::vector<std::pair<std::string, std::string>> lines;
+    std::string section;
+    std::map<std::string, int> seen;
+    const std::string text = to_toml(config);
+    for (size_t at = 0; at < text.size();) {
+      const size_t end = text.find('\n', at);
+      const std::string line = text.substr(at, end - at);
+      at = end + 1;
+      if (line.starts_with("[[")) {
+        const std::string name = line.substr(2, line.size() - 4);
+        section = fmt::format("{} {}", name, ++seen[name]);
+      } else if (line.starts_with("[phase.")) {
+        section = fmt::format("phase {}.{}", seen["phase"], line.substr(7, line.size() - 8));
+      } else if (line.starts_with("[")) {
+        section = line.substr(1, line.size() - 2);
+      } else if (!line.empty()) {
+        const size_t equals = line.find(" = ");
+        lines.emplace_back(section + "." + line.substr(0, equals), line.substr(equals + 3));
+      }
+    }
+    return lines;
+  };
+  const auto a = flatten(from), b = flatten(to);
+  const auto value_in = [](const auto& lines, const std::string& key) {
+    const auto line = std::ranges::find(lines, key, [](const auto& l) { return l.first; });
+    return line == lines.end() ? std::string() : line->second;
+  };
+  std::vector<ConfigChange> changes;
+  for (const auto& [key, value] : a)
+    if (const std::string other = value_in(b, key); other != value) changes.push_back({key, value, other});
+  for (const auto& [key, value] : b)
+    if (value_in(a, key).empty()) changes.push_back({key, "", value});
+  return changes;
 }
 
 }  // namespace linnet

@@ -74,31 +74,39 @@ ModelOptions model_options(const Config& config, const Images& like) {
   return {like.height, like.width, like.channels, like.classes, config.model.shortcut[0], float(config.model.dropout)};
 }
 
-Net::Net(Backend& backend, const std::string& model, const ModelOptions& options, uint64_t seed, int slots,
-         bool decay_all)
+Net::Net(Backend& backend, const std::string& model, const ModelOptions& options, uint64_t seed, const Layout& layout)
     : backend_(backend), pool_(backend), model_(make_model(model, params_, options)) {
-  params_.seal(backend, seed, slots, decay_all);
+  params_.seal(backend, seed, layout);
 }
 
-Accuracy Net::evaluate(const BatchSource& given, int64_t batch_size, int classes) {
+Accuracy Net::evaluate(const BatchSource& given, int64_t batch_size, int classes, const std::vector<View>& views) {
   BatchSource source = given;
-  source.crop_pad = 0;
-  source.flip = false;
+  source.augment = {.padding = given.augment.padding};
   const int64_t n = source.order.numel();
   batch_size = std::min(batch_size, std::max<int64_t>(n, 1));
   const Shape image = source.images.shape();
-  const Tensor step = make_step(backend_);
+  const Tensor step = make_step(backend_), share = pool_.empty({1}, DType::f32);
+  const float one_of = 1.f / float(views.size());
+  backend_.upload(share, &one_of);
   std::vector<float> stats(size_t(batch_size * 2));
   std::vector<int32_t> labels(static_cast<size_t>(batch_size));
   std::vector<double> right(size_t(classes), 0), count(size_t(classes), 0);
   Accuracy result;
   for (int64_t first = 0; first < n; first += batch_size) {
     Tensor batch = pool_.empty({batch_size, image[1], image[2], image[3]}, DType::f32);
-    Tensor batch_labels = pool_.empty({batch_size}, DType::i32), draws = pool_.empty({batch_size, 4}, DType::i32);
+    Tensor batch_labels = pool_.empty({batch_size}, DType::i32);
+    Tensor draws = pool_.empty({batch_size, kDrawWords}, DType::i32);
     write_step(backend_, step, {.first = first});
-    backend_.make_batch(batch, batch_labels, draws, source, step);  // past the end: label -1
     Pass pass{backend_, pool_};
-    const Loss loss = softmax_cross_entropy(pass, forward(pass, batch), batch_labels, 0, 1);
+    Tensor logits;  // the mean over the views
+    for (const View& view : views) {
+      source.view = view;
+      backend_.make_batch(batch, batch_labels, draws, source, step, 0);  // past the end: label -1
+      const Tensor of_view = forward(pass, batch);
+      logits = logits ? add(pass, logits, of_view) : of_view;
+    }
+    if (views.size() > 1) backend_.scale_by(logits, logits, share);
+    const Loss loss = softmax_cross_entropy(pass, logits, batch_labels, 0, 1);
     backend_.download(stats.data(), loss.stats);
     backend_.download(labels.data(), batch_labels);
     for (int64_t i = 0; i < std::min(batch_size, n - first); ++i) {

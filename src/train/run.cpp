@@ -1,6 +1,8 @@
 #include "linnet/run.h"
 
+#include <fcntl.h>
 #include <fmt/chrono.h>
+#include <sys/stat.h>
 #include <xxhash.h>
 
 #include <cerrno>
@@ -8,17 +10,17 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <nlohmann/json.hpp>
 
 #include "linnet/commit.h"  // written by the build
 #include "linnet/weights.h"
 #include "src/core/file.h"
+#include "src/core/json.h"
+#include "src/train/run_lock.h"
 
 namespace linnet {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
 // JSON has no NaN: such a value becomes null.
@@ -51,58 +53,138 @@ fs::path new_run_dir(const Config& c) {
   return dir;
 }
 
+// ---- Log -----------------------------------------------------------------------------------------------------------
+
+Log::Log(const fs::path& path)
+    : path_(path), fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666)) {
+  struct stat info {};
+  if (fd_ < 0 || fstat(fd_, &info) != 0)
+    fail(Exit::checkpoint, "cannot write {}: {}", path.string(), std::generic_category().message(errno));
+  size_ = info.st_size;
+}
+
+Log::~Log() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void Log::append(const std::string& line) {
+  const std::string text = line + "\n";
+  for (size_t done = 0; done < text.size();) {
+    const ssize_t n = uninterrupted([&] { return ::write(fd_, text.data() + done, text.size() - done); });
+    if (n < 0) fail(Exit::checkpoint, "cannot write {}: {}", path_.string(), std::generic_category().message(errno));
+    done += size_t(n);
+  }
+  size_ += int64_t(text.size());
+}
+
+void Log::cut(int64_t size) {
+  if (size > size_)
+    fail(Exit::checkpoint, "{} has {} bytes, and the checkpoint belongs to {}: lines of it were lost", path_.string(),
+         size_, size);
+  if (uninterrupted([&] { return ::ftruncate(fd_, size); }) != 0)
+    fail(Exit::checkpoint, "cannot cut {}: {}", path_.string(), std::generic_category().message(errno));
+  size_ = size;
+}
+
+void Log::sync() {
+  if (::fdatasync(fd_) != 0)
+    fail(Exit::checkpoint, "cannot write {}: {}", path_.string(), std::generic_category().message(errno));
+}
+
+// ---- RunFolder -----------------------------------------------------------------------------------------------------
+
 RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend, const RunData& data) : dir_(dir) {
   std::error_code error;
   if (fs::exists(dir, error) && !fs::is_directory(dir, error))
     fail(Exit::usage, "the run folder {} exists and is no folder; choose another with --out", dir.string());
-  if (fs::exists(dir, error) && !fs::is_empty(dir, error))
-    fail(Exit::usage, "the run folder {} exists and is not empty; choose another with --out", dir.string());
   fs::create_directories(dir, error);
   if (error)
     fail(Exit::checkpoint, "cannot create the run folder {}: {}; choose another with --out", dir.string(),
          error.message());
-  // Of two processes that find the same empty folder, the one that creates this file has it.
-  if (std::FILE* claim = std::fopen((dir / "config.toml").c_str(), "wx"))
-    std::fclose(claim);
-  else
-    fail(errno == EEXIST ? Exit::locked : Exit::checkpoint, "cannot start a run in {}: {}", dir.string(),
-         errno == EEXIST ? "another process has just started one there" : std::generic_category().message(errno));
-
+  if (fs::exists(dir / "config.toml", error))
+    fail(Exit::usage, "there is a run in {} already: go on with it by `linnet resume`, or choose another with --out",
+         dir.string());
+  for (const auto& entry : fs::directory_iterator(dir))
+    if (entry.path().filename() != "LOCK")  // of a run that was killed before it began
+      fail(Exit::usage, "the run folder {} exists and is not empty; choose another with --out", dir.string());
+  lock_ = std::make_unique<RunLock>(dir);
+  if (fs::exists(dir / "config.toml", error))
+    fail(Exit::locked, "another process has just started a run in {}", dir.string());
   write_file_atomically(dir / "config.toml", to_toml(config), Exit::checkpoint);
+  open(config, backend, data);
+}
+
+RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend, const RunData& data, Existing)
+    : dir_(dir), lock_(std::make_unique<RunLock>(dir)) {
+  std::error_code error;
+  if (fs::exists(dir / "env.json", error)) {
+    const Json env = read_json(dir / "env.json", Exit::checkpoint);
+    const std::string now = hash_of(data.train), then = env.value("/data/train/xxh3"_json_pointer, now);
+    if (now != then)
+      fail(
+          Exit::data,
+          "the run in {} was trained on other images: their XXH3 was {}, and now it is {}; set data.path to the images "
+          "of then, or start a new run with `linnet fork`",
+          dir.string(), then, now);
+  }
+  write_file_atomically(dir / "config.toml", to_toml(config), Exit::checkpoint);
+  open(config, backend, data);
+}
+
+RunFolder::~RunFolder() = default;
+
+void RunFolder::open(const Config& config, Backend& backend, const RunData& data) {
   Json env = {{"linnet", version()}, {"compiler", LINNET_COMPILER}, {"started", utc_now()}};
   for (const auto& [key, value] : backend.info()) env[key] = value;
   env["data"] = {{"name", config.data.name},
                  {"train", {{"images", data.train.size()}, {"xxh3", hash_of(data.train)}}},
                  {"val", {{"images", data.val.size()}, {"xxh3", hash_of(data.val)}}}};
-  write_file_atomically(dir / "env.json", env.dump(2) + "\n", Exit::checkpoint);
-  metrics_.open(dir / "metrics.jsonl");
-  timing_.open(dir / "timing.jsonl");
+  write_file_atomically(dir_ / "env.json", env.dump(2) + "\n", Exit::checkpoint);
+  facts_ = {{"linnet", version()}, {"compiler", LINNET_COMPILER}, {"data", hash_of(data.train)}};
+  for (const auto& [key, value] : backend.info())
+    if (key != "threads") facts_[key] = value;  // any number of threads gives the same bits
+  metrics_ = std::make_unique<Log>(dir_ / "metrics.jsonl");
+  timing_ = std::make_unique<Log>(dir_ / "timing.jsonl");
   write_summary();
 }
 
-void RunFolder::append(std::ofstream& file, const std::string& name, const std::string& line) {
-  file << line << '\n' << std::flush;
-  if (!file)
-    fail(Exit::checkpoint, "cannot write {}: {}", (dir_ / name).string(), std::generic_category().message(errno));
+RunState RunFolder::state() const {
+  RunState s = state_;
+  s.metrics_bytes = metrics_->size();
+  s.timing_bytes = timing_->size();
+  s.wall_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+  return s;
+}
+
+void RunFolder::restore(const RunState& s) {
+  metrics_->cut(s.metrics_bytes);
+  timing_->cut(s.timing_bytes);
+  state_ = s;
+  started_ = std::chrono::steady_clock::now();
+  last_epoch_ = test_ = {};
+}
+
+void RunFolder::sync_logs() {
+  metrics_->sync();
+  timing_->sync();
 }
 
 void RunFolder::on_row(const Row& row) {
   Json metrics = {{"schema", 1}, {"kind", row.kind}, {"epoch", row.epoch}, {"step", row.step}};
   for (const auto& [name, value] : row.values) metrics[name] = number(value);
   if (!row.hash.empty()) metrics["hash"] = row.hash;
-  append(metrics_, "metrics.jsonl", metrics.dump());
+  metrics_->append(metrics.dump());
 
-  const double wall = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
-  Json timing = {{"kind", row.kind}, {"epoch", row.epoch}, {"step", row.step}, {"wall_s", wall}};
+  Json timing = {{"kind", row.kind}, {"epoch", row.epoch}, {"step", row.step}, {"wall_s", state().wall_s}};
   if (row.img_per_s > 0) timing["img_per_s"] = row.img_per_s;
-  append(timing_, "timing.jsonl", timing.dump());
+  timing_->append(timing.dump());
 
   if (row.kind == "test") test_ = row;
   if (row.kind != "epoch") return;
   last_epoch_ = row;
-  if (const double acc = row["val/acc"]; acc > best_val_acc_) {
-    best_val_acc_ = acc;
-    best_epoch_ = row.epoch;
+  if (const double acc = row["val/acc"]; acc > state_.best_val_acc) {
+    state_.best_val_acc = acc;
+    state_.best_epoch = row.epoch;
   }
 }
 
@@ -115,26 +197,32 @@ std::string RunFolder::summary() const {
     for (const auto& [name, value] : last_epoch_.values) json[name] = number(value);
     json["hash"] = last_epoch_.hash;
   }
-  if (best_val_acc_ >= 0) json["best"] = {{"val/acc", best_val_acc_}, {"epoch", best_epoch_}};
+  if (state_.best_val_acc >= 0) json["best"] = {{"val/acc", state_.best_val_acc}, {"epoch", state_.best_epoch}};
   for (const auto& [name, value] : test_.values) json[name] = number(value);
-  json["wall_s"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+  json["wall_s"] = timing_ ? state().wall_s : 0.0;
   return json.dump(2) + "\n";
 }
 
 void RunFolder::write_summary() { write_file_atomically(dir_ / "summary.json", summary(), Exit::checkpoint); }
 
-void RunFolder::save(Net& net) {
+void RunFolder::save(Trainer& trainer) {
+  Net& net = trainer.net();
   save_weights(dir_ / "model.safetensors", net.backend(), net.params(), {{"linnet", version()}});
+  if (trainer.updater().has_average())
+    trainer.updater().with_average(trainer.global_step() - trainer.last_result().skipped, [&] {
+      save_weights(dir_ / "ema.safetensors", net.backend(), net.params(), {{"linnet", version()}});
+    });
 }
 
-void RunFolder::finish(const std::string& status, Net& net, const std::string& reason) {
-  save(net);
+void RunFolder::finish(const std::string& status, Trainer& trainer, const std::string& reason) {
+  save(trainer);
   status_ = status;
   reason_ = reason;
   write_summary();
 }
 
-void RunFolder::fail_run(const std::string& status, const std::string& reason, Net* net) noexcept {
+void RunFolder::fail_run(const std::string& status, const std::string& reason, Trainer* trainer,
+                         const BadStep* bad) noexcept {
   status_ = status;
   reason_ = reason;
   // Each as far as it can still be written: a second failure must not hide the error that ended the run.
@@ -144,7 +232,16 @@ void RunFolder::fail_run(const std::string& status, const std::string& reason, N
     } catch (const std::exception&) {
     }
   };
-  if (net) attempt([&] { save(*net); });
+  if (trainer) attempt([&] { save(*trainer); });
+  if (bad)
+    attempt([&] {
+      const Json json = {{"step", bad->step},
+                         {"epoch", bad->epoch},
+                         {"loss", std::isfinite(bad->loss) ? Json(bad->loss) : Json(fmt::format("{}", bad->loss))},
+                         {"where", bad->where},
+                         {"samples", bad->samples}};
+      write_file_atomically(dir_ / "nonfinite.json", json.dump(2) + "\n", Exit::checkpoint);
+    });
   attempt([&] { write_summary(); });
 }
 

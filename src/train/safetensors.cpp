@@ -5,17 +5,18 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <nlohmann/json.hpp>
+#include <functional>
 #include <optional>
+#include <span>
 #include <string_view>
 
 #include "linnet/error.h"
 #include "linnet/text.h"
 #include "src/core/file.h"
+#include "src/core/json.h"
 
 namespace linnet {
 namespace fs = std::filesystem;
-using nlohmann::json;
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors holds little-endian numbers");
@@ -83,11 +84,11 @@ struct Header {
   std::map<std::string, std::string> metadata;
 };
 
-// Receives the header piece by piece. A json value would not do: of two equal keys it keeps the last, and 2^64 becomes
-// a float. Only the nesting of the format itself is followed, so no input makes this deep.
-class HeaderReader : public json::json_sax_t {
+// Receives the header piece by piece: a tree of 100,000 tensors would take many times the header's memory. Only the
+// nesting of the format itself is followed, so no input makes this deep.
+class HeaderReader : public JsonEvents {
  public:
-  explicit HeaderReader(const std::string& file) : file_(file) {}
+  explicit HeaderReader(const std::string& file) : JsonEvents(file, Exit::checkpoint), file_(file) {}
   Header header;
 
   bool start_object(size_t) override {
@@ -150,10 +151,6 @@ class HeaderReader : public json::json_sax_t {
   bool number_float(double, const std::string& text) override { unexpected("the number " + escaped(text)); }
   bool boolean(bool value) override { unexpected(value ? "true" : "false"); }
   bool null() override { unexpected("null"); }
-  bool binary(json::binary_t&) override { unexpected("binary data"); }
-  bool parse_error(size_t, const std::string&, const json::exception& error) override {
-    refuse(file_, "expected a header in JSON, got: {}", escaped(error.what()));
-  }
 
  private:
   enum class In { file, header, metadata, tensor, shape, offsets };
@@ -209,14 +206,20 @@ class HeaderReader : public json::json_sax_t {
   bool has_metadata_ = false;
 };
 
+// Where the bytes come from: a file or memory.
+struct Source {
+  uint64_t size;
+  std::function<void(uint64_t offset, std::span<char> out)> read;
+};
+
 // The length in the first 8 bytes; it may count on no byte that the file does not have.
-uint64_t header_length(const InputFile& input, const std::string& file) {
-  if (input.size() < 10) refuse(file, "expected a safetensors file of at least 10 bytes, got {}", input.size());
+uint64_t header_length(const Source& source, const std::string& file) {
+  if (source.size < 10) refuse(file, "expected a safetensors file of at least 10 bytes, got {}", source.size);
   char bytes[8];
-  input.read(0, bytes);
+  source.read(0, bytes);
   uint64_t length;
   std::memcpy(&length, bytes, sizeof length);
-  const uint64_t most = std::min(kMaxHeader, input.size() - 8);
+  const uint64_t most = std::min(kMaxHeader, source.size - 8);
   if (length < 2 || length > most)
     refuse(file, "expected a safetensors header of 2 to {} bytes, got {}; the file is cut off or of another kind", most,
            length);
@@ -225,13 +228,12 @@ uint64_t header_length(const InputFile& input, const std::string& file) {
 
 Header parse_header(const std::string& text, const std::string& file) {
   if (text[0] != '{') refuse(file, "expected a header that begins with '{{', got '{}'", escaped(text.substr(0, 1)));
-  // The JSON reader stops at a NUL and would not look at what follows it.
-  const size_t nul = text.find('\0');
-  if (nul != std::string::npos) refuse(file, "expected a header of text, got a NUL at its byte {}", nul);
+  if (const size_t nul = text.find('\0'); nul != text.npos)
+    refuse(file, "expected a header of text, got a NUL at its byte {}", nul);
   const std::string_view object(text.data(), text.find_last_not_of(' ') + 1);
   if (object.back() != '}') refuse(file, "expected '}}' and only spaces behind it, got a header that ends otherwise");
   HeaderReader reader(file);
-  json::sax_parse(object.begin(), object.end(), &reader);
+  reader.scan(object);
   return std::move(reader.header);
 }
 
@@ -255,7 +257,7 @@ void check_layout(const Header& header, uint64_t data_bytes, const std::string& 
 
 std::string make_header(const std::vector<std::pair<const std::string*, const StoredTensor*>>& order,
                         const std::map<std::string, std::string>& metadata, const std::string& file) {
-  json header = json::object();
+  nlohmann::json header = nlohmann::json::object();  // sorts its keys, so the same contents are the same bytes
   if (!metadata.empty()) header[kMetadata] = metadata;
   uint64_t at = 0;
   for (const auto& [name, tensor] : order) {
@@ -265,7 +267,7 @@ std::string make_header(const std::vector<std::pair<const std::string*, const St
   std::string text;
   try {
     text = header.dump();
-  } catch (const json::exception& error) {
+  } catch (const nlohmann::json::exception& error) {
     refuse(file, "{}: expected strings in UTF-8: {}", kMetadata, escaped(error.what()));
   }
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the tensors begin at a multiple of 8
@@ -273,10 +275,28 @@ std::string make_header(const std::vector<std::pair<const std::string*, const St
   return text;
 }
 
+SafeTensors read_from(const Source& source, const std::string& file) {
+  const uint64_t length = header_length(source, file), data = 8 + length;
+  std::string text(size_t(length), '\0');
+  source.read(8, text);
+  Header header = parse_header(text, file);
+  check_layout(header, source.size - data, file);
+
+  SafeTensors contents{.metadata = std::move(header.metadata)};
+  for (auto& [name, entry] : header.tensors) {
+    const uint64_t begin = entry.offsets->front(), end = entry.offsets->back();
+    StoredTensor& tensor = contents.tensors[name];
+    tensor.dtype = std::move(*entry.dtype);
+    tensor.shape = std::move(*entry.shape);
+    tensor.bytes.resize(size_t(end - begin));
+    source.read(data + begin, tensor.bytes);
+  }
+  return contents;
+}
+
 }  // namespace
 
-void write_safetensors(const fs::path& path, const SafeTensors& contents) {
-  const std::string file = path.string();
+SafeTensorsBytes to_safetensors_bytes(const SafeTensors& contents, const std::string& file) {
   if (contents.tensors.size() > kMaxTensors || contents.metadata.size() > kMaxMetadata)
     refuse(file, "expected at most {} tensors and {} metadata strings, got {} and {}", kMaxTensors, kMaxMetadata,
            contents.tensors.size(), contents.metadata.size());
@@ -290,31 +310,30 @@ void write_safetensors(const fs::path& path, const SafeTensors& contents) {
 
   const std::string header = make_header(order, contents.metadata, file);
   const uint64_t length = header.size();
-  std::vector<std::string_view> pieces = {{reinterpret_cast<const char*>(&length), sizeof length}, header};
-  for (const auto& [name, tensor] : order) pieces.emplace_back(tensor->bytes.data(), tensor->bytes.size());
+  SafeTensorsBytes bytes{std::string(reinterpret_cast<const char*>(&length), sizeof length) + header};
+  for (const auto& [name, tensor] : order) bytes.tensors.emplace_back(tensor->bytes.data(), tensor->bytes.size());
+  return bytes;
+}
+
+void write_safetensors(const fs::path& path, const SafeTensors& contents) {
+  const SafeTensorsBytes bytes = to_safetensors_bytes(contents, path.string());
+  std::vector<std::string_view> pieces = {bytes.header};
+  pieces.insert(pieces.end(), bytes.tensors.begin(), bytes.tensors.end());
   write_file_atomically(path, pieces, Exit::checkpoint);
 }
 
 SafeTensors read_safetensors(const fs::path& path, uint64_t limit) {
-  const std::string file = path.string();
   const InputFile input(path, Exit::checkpoint);
-  if (input.size() > limit) refuse(file, "expected at most {} bytes, got {}", limit, input.size());
-  const uint64_t length = header_length(input, file), data = 8 + length;
-  std::string text(size_t(length), '\0');
-  input.read(8, text);
-  Header header = parse_header(text, file);
-  check_layout(header, input.size() - data, file);
+  if (input.size() > limit) refuse(path.string(), "expected at most {} bytes, got {}", limit, input.size());
+  return read_from({input.size(), [&](uint64_t offset, std::span<char> out) { input.read(offset, out); }},
+                   path.string());
+}
 
-  SafeTensors contents{.metadata = std::move(header.metadata)};
-  for (auto& [name, entry] : header.tensors) {
-    const uint64_t begin = entry.offsets->front(), end = entry.offsets->back();
-    StoredTensor& tensor = contents.tensors[name];
-    tensor.dtype = std::move(*entry.dtype);
-    tensor.shape = std::move(*entry.shape);
-    tensor.bytes.resize(size_t(end - begin));
-    input.read(data + begin, tensor.bytes);
-  }
-  return contents;
+SafeTensors parse_safetensors(std::string_view bytes, const std::string& file) {
+  const auto read = [&](uint64_t offset, std::span<char> out) {
+    std::ranges::copy(bytes.substr(size_t(offset), out.size()), out.begin());
+  };
+  return read_from({bytes.size(), read}, file);
 }
 
 }  // namespace linnet

@@ -2,13 +2,14 @@
 
 #include <xxhash.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <limits>
 #include <numeric>
 
 #include "kernels/rng.h"
 #include "linnet/optimizer.h"
+#include "linnet/weights.h"
 
 namespace linnet {
 
@@ -27,11 +28,39 @@ std::vector<int32_t> epoch_order(int64_t n, uint64_t seed, int64_t epoch, bool s
   return order;
 }
 
-[[noreturn]] void fail_diverged(double loss, const std::string& where) {
-  fail(Exit::diverged,
-       "training diverged: the loss is {} {}. Use a smaller optimizer.lr, a longer schedule.warmup or "
-       "optimizer.clip_norm = 1",
-       std::fabs(loss), where);  // a NaN has a sign, too
+// A rewind makes the learning rate smaller, so that the run does not diverge at the same place again.
+constexpr double kRewindFactor = 0.5;
+
+bool all_finite(Backend& backend, const Tensor& x) {
+  if (x.dtype() != DType::f32) return true;
+  std::vector<float> values(static_cast<size_t>(x.numel()));
+  backend.download(values.data(), x);
+  return std::ranges::all_of(values, [](float v) { return is_finite(double(v)); });
+}
+
+Augment augment_of(const Config& config) {
+  const auto& c = config.augment;
+  Augment a;
+  a.crop_pad = int(c.crop_pad);
+  a.padding = c.padding == "reflect" ? Padding::reflect : Padding::zero;
+  a.flip = c.flip == "random" ? Flip::random : c.flip == "alternating" ? Flip::alternating : Flip::none;
+  a.brightness = float(c.brightness);
+  a.contrast = float(c.contrast);
+  a.saturation = float(c.saturation);
+  a.hue = float(c.hue);
+  a.cutout = int(c.cutout);
+  a.mixup = float(c.mixup);
+  a.cutmix = float(c.cutmix);
+  return a;
+}
+
+std::vector<View> test_views(const std::string& tta) {
+  std::vector<View> views;
+  const std::vector<std::pair<int, int>> shifts =
+      tta == "flip_shift" ? std::vector<std::pair<int, int>>{{0, 0}, {-1, -1}, {1, 1}} : std::vector{std::pair{0, 0}};
+  for (const auto& [dx, dy] : shifts)
+    for (const bool flip : {false, true}) views.push_back({flip, dx, dy});
+  return views;
 }
 
 }  // namespace
@@ -42,85 +71,153 @@ double Row::operator[](std::string_view name) const {
   return std::numeric_limits<double>::quiet_NaN();
 }
 
+bool Watch::update(double value, bool larger, int64_t at_epoch) {
+  if (std::isnan(best) || (larger ? value > best : value < best)) {
+    *this = {value, at_epoch, 0};
+    return true;
+  }
+  ++waited;
+  return false;
+}
+
 Trainer::Trainer(const Config& config, Backend& backend, const RunData& data)
     : config_(config),
       backend_(backend),
       data_(data),
-      rule_(make_rule(config)),
-      net_(backend, config.model.name, model_options(config, data.train), uint64_t(config.train.seed), slots_of(rule_),
-           config.optimizer.decay_norm_and_bias),
+      batches_per_epoch_(linnet::batches_per_epoch(data.train.size(), config.train.batch_size, config.data.drop_last)),
+      accumulate_(config.train.accumulate > 0 ? config.train.accumulate : std::max<int64_t>(1, batches_per_epoch_)),
+      steps_per_epoch_(linnet::steps_per_epoch(config, data.train.size())),
+      updater_(backend, config, scaled_lr(config, 1, data.train.size())),
+      net_(backend, config.model.name, model_options(config, data.train), uint64_t(config.train.seed),
+           updater_.layout()),
       tape_(backend, net_.pool()) {
-  const int64_t n = data.train.size(), batch = config.train.batch_size;
-  steps_per_epoch_ = config.data.drop_last ? n / batch : (n + batch - 1) / batch;
   if (steps_per_epoch_ == 0)
     fail(Exit::usage,
-         "{} training images do not fill one batch of {}; use a smaller train.batch_size or "
-         "data.drop_last = false",
-         n, batch);
-  schedule_ = make_schedule(config, steps_per_epoch_);
+         "{} training images do not fill {}one batch of {}; use a smaller train.batch_size or train.accumulate, or "
+         "data.drop_last = false with train.accumulate_tail = \"flush\"",
+         data.train.size(), accumulate_ == 1 ? "" : fmt::format("the {} batches of a step, ", accumulate_),
+         config.train.batch_size);
+  updater_.attach(net_.params());
   train_ = upload_source(backend, data.train, config.data.mean, config.data.std);
-  train_.crop_pad = int(config.augment.crop_pad);
-  train_.flip = config.augment.flip;
+  train_.augment = augment_of(config);
   if (data.val.size() > 0) val_ = upload_source(backend, data.val, config.data.mean, config.data.std);
+  if (config.log.smoothing > 0) smooth_.emplace(config.log.smoothing);
 
-  params_step_ = make_step(backend);
+  step_memory_ = make_step(backend);
   one_ = net_.pool().empty({1}, DType::f32);
   const float one = 1;
   backend.upload(one_, &one);
-  totals_ = net_.pool().zeros({2}, DType::f64);
+  step_sums_ = net_.pool().zeros({2}, DType::f64);
+  totals_ = net_.pool().zeros({3}, DType::f64);
+  const auto room = [&](const Tensor& like) {
+    Tensor t(backend.allocate(like.bytes()), like.shape(), like.dtype());
+    backend.copy(t, like);
+    return t;
+  };
+  if (config.train.patience > 0) {
+    best_ = room(net_.params().flat().master);
+    best_buffers_ = room(net_.params().flat().buffers);
+  }
+  enter_phase(0, true);
+  begin_epoch();
+}
+
+// ---- Learning rate and phases --------------------------------------------------------------------------------------
+
+// `restored`: the updater's state is that of the phase already.
+void Trainer::enter_phase(int64_t phase, bool restored) {
+  if (!restored) {
+    at_.phase = phase;
+    at_.phase_step = at_.step;
+    at_.phase_epoch = at_.epoch;
+    at_.phase_watch = {};
+    updater_.start_phase(int(phase), at_.step);
+    at_.update_start = updater_.update_start();
+  }
+  const ScheduleConfig& schedule = phase == 0 ? config_.schedule : config_.phases[size_t(phase) - 1].schedule;
+  const PhaseSpan span = phase_span(config_, size_t(phase), at_.phase_epoch);
+  schedule_ = make_schedule(schedule, updater_.base_lr(), steps_per_epoch_, span.epochs);
+  plateau_.reset();
+  if (schedule.name == "plateau") plateau_.emplace(schedule, updater_.base_lr());
+  replay_.reset();  // a captured step is that of the phase before
+  eager_steps_ = 0;
+}
+
+double Trainer::learning_rate(int64_t step) const {
+  return schedule_(step - at_.phase_step) * (plateau_ ? plateau_->factor() : 1) *
+         std::pow(kRewindFactor, double(at_.rewinds));
+}
+
+// ---- A step --------------------------------------------------------------------------------------------------------
+
+void Trainer::begin_epoch() {
+  order_ = epoch_order(data_.train.size(), uint64_t(config_.train.seed), at_.epoch, config_.data.shuffle);
+  backend_.upload(train_.order, order_.data());
 }
 
 void Trainer::start_epoch(int64_t epoch) {
-  epoch_ = epoch;
-  in_epoch_ = 0;
-  const auto order = epoch_order(data_.train.size(), uint64_t(config_.train.seed), epoch, config_.data.shuffle);
-  backend_.upload(train_.order, order.data());
+  at_.epoch = epoch;
+  at_.in_epoch = 0;
+  begin_epoch();
+}
+
+int64_t Trainer::count_images(int64_t first_batch, int64_t batches) const {
+  const int64_t batch = config_.train.batch_size, n = data_.train.size();
+  return std::min(n, (first_batch + batches) * batch) - first_batch * batch;
+}
+
+void Trainer::write_params() {
+  StepParams params{.epoch = int32_t(at_.epoch),
+                    .first = at_.in_epoch * accumulate_ * config_.train.batch_size,
+                    .step = at_.step,
+                    .seed = uint64_t(config_.train.seed),
+                    .max_bad_in_row = config_.train.on_nonfinite == "skip" ? int32_t(config_.train.max_skips) : 0};
+  updater_.fill(params, at_.step, learning_rate(at_.step) / updater_.base_lr());
+  write_step(backend_, step_memory_, params);
 }
 
 void Trainer::step() {
-  const int64_t batch = config_.train.batch_size, first = in_epoch_ * batch;
-  const int64_t count = std::min(batch, data_.train.size() - first);
-  write_step(backend_, params_step_,
-             {.lr = schedule_(step_),
-              .weight_decay = float(config_.optimizer.weight_decay),
-              .epoch = int32_t(epoch_),
-              .first = first,
-              .step = step_,
-              .seed = uint64_t(config_.train.seed)});
-  // Two eager steps fill the pool and the plan caches; from then on a full batch is one captured step.
-  if (count == batch && eager_steps_ >= 2) {
-    if (!replay_) replay_ = backend_.capture([this] { compute(config_.train.batch_size); });
+  write_params();
+  const int64_t first = at_.in_epoch * accumulate_;
+  const int64_t batches = std::min(accumulate_, batches_per_epoch_ - first), images = count_images(first, batches);
+  const bool full = images == accumulate_ * config_.train.batch_size;
+  // Two eager steps fill the pool and the plan caches; from then on a full step is one captured graph.
+  if (full && eager_steps_ >= 2) {
+    if (!replay_) replay_ = backend_.capture([this, batches, images] { compute(batches, images); });
     replay_->run();
   } else {
-    compute(count);
-    eager_steps_ += count == batch;
+    compute(batches, images);
+    eager_steps_ += full;
   }
-  ++step_;
-  ++in_epoch_;
-  counted_ += count;
+  ++at_.step;
+  ++at_.in_epoch;
 }
 
-// One step, as a function of what params_step_ says: nothing here may depend on host values that change per step.
-void Trainer::compute(int64_t count) {
+// One step, as a function of what step_memory_ says: nothing here may depend on host values that change per step.
+void Trainer::compute(int64_t batches, int64_t images) {
   Pool& pool = net_.pool();
-  batch_ = pool.empty({count, data_.train.height, data_.train.width, data_.train.channels}, DType::f32);
-  labels_ = pool.empty({count}, DType::i32);
-  Tensor draws = pool.empty({count, 4}, DType::i32);
-  backend_.make_batch(batch_, labels_, draws, train_, params_step_);
-
+  backend_.zero(step_sums_);
+  updater_.before_forward(step_memory_);
   tape_.begin_step();
-  Pass pass{backend_, pool, &tape_, true, params_step_};
-  const Tensor logits = net_.forward(pass, batch_);
-  const Loss loss =
-      softmax_cross_entropy(pass, logits, labels_, float(config_.train.label_smoothing), 1.f / float(count));
-  backend_.accumulate(totals_, loss.stats);
-  tape_.backward(loss.loss, one_);
+  for (int64_t b = 0; b < batches; ++b) {
+    const int64_t offset = b * config_.train.batch_size, count = std::min(config_.train.batch_size, images - offset);
+    batch_ = pool.empty({count, data_.train.height, data_.train.width, data_.train.channels}, DType::f32);
+    labels_ = pool.empty({count}, DType::i32);
+    Target target = labels_;
+    if (train_.augment.mixes()) target = {labels_, pool.empty({count}, DType::i32), pool.empty({count}, DType::f32)};
+    const Tensor draws = pool.empty({count, kDrawWords}, DType::i32);
+    backend_.make_batch(batch_, target, draws, train_, step_memory_, offset);
+    Pass pass{backend_, pool, &tape_, true, step_memory_, uint32_t(b)};
+    const Tensor logits = net_.forward(pass, batch_);
+    // The mean over all images of the step, however they are cut into batches.
+    const Loss loss =
+        softmax_cross_entropy(pass, logits, target, float(config_.train.label_smoothing), 1.f / float(images));
+    backend_.accumulate(step_sums_, loss.stats);
+    tape_.backward(loss.loss, one_);
+    loss_ = loss.loss;
+  }
   tape_.end_step(net_.params().params());
-  loss_ = loss.loss;
-
-  const Flat& flat = net_.params().flat();
-  backend_.clip_scale(params_step_, flat.grad, float(config_.optimizer.clip_norm));
-  backend_.update(rule_, flat, params_step_);
+  updater_.apply(step_memory_, step_sums_, totals_, images);
 }
 
 float Trainer::last_loss() {
@@ -129,80 +226,252 @@ float Trainer::last_loss() {
   return loss;
 }
 
-// Reads the device's accumulators (the only wait of a step) and starts them anew.
-Trainer::Sums Trainer::take_sums() {
-  double totals[2];
+// Reads the device's accumulators and starts them anew.
+Sums Trainer::take_sums() {
+  double totals[3];
   backend_.download(totals, totals_);
   backend_.zero(totals_);
-  const Sums sums{totals[0], totals[1], std::exchange(counted_, 0)};
-  if (!std::isfinite(sums.loss))
-    fail_diverged(sums.loss, fmt::format("in epoch {}, before step {}", epoch_ + 1, step_));
-  return sums;
+  return {totals[0], totals[1], totals[2]};
 }
+
+// ---- A step that is not finite -------------------------------------------------------------------------------------
+
+// Throws when bad steps have come that the run's policy does not allow. On a GPU this waits for the device.
+void Trainer::check_result() {
+  const StepResult result = read_step(backend_, step_memory_);
+  const int64_t allowed = config_.train.on_nonfinite == "skip" ? config_.train.max_skips : 0;
+  if (result.bad_in_row <= allowed) return;
+  BadStep bad = examine_bad_step(result.bad_step);
+  const std::string message = fmt::format(
+      "training diverged: the loss is {} in epoch {}, step {}; the first value that is not finite is in {}. Use a "
+      "smaller "
+      "optimizer.lr, a longer schedule.warmup or optimizer.clip_norm = 1",
+      std::fabs(bad.loss), bad.epoch + 1, bad.step + 1, bad.where);  // a NaN has a sign, too
+  throw Diverged(message, std::move(bad));
+}
+
+// Runs the bad step again, looking at every tensor. Weights and state are what they were before it: it was not applied.
+BadStep Trainer::examine_bad_step(int64_t step) {
+  const Progress now = at_;
+  at_.step = step;
+  at_.in_epoch = now.in_epoch - (now.step - step);
+  BadStep bad{.step = step, .epoch = at_.epoch};
+  const auto look = [&](const Tensor& x, const std::string& what) {
+    if (bad.where.empty() && !all_finite(backend_, x)) bad.where = what;
+  };
+  for (const Param* p : net_.params().params()) look(p->master, "weight " + p->name);
+  tape_.watch([&](const Tensor& y, Op op) {
+    if (op.param && bad.where.empty()) look(op.param->master, "weight " + op.param->name);
+    if (std::string_view(op.name) != "flatten")
+      look(y, op.param ? fmt::format("{} {}", op.name, op.param->name) : op.name);
+  });
+  write_params();
+  const int64_t first = at_.in_epoch * accumulate_, batches = std::min(accumulate_, batches_per_epoch_ - first);
+  const int64_t images = count_images(first, batches);
+  const StepResult before = read_step(backend_, step_memory_);
+  compute(batches, images);
+  write_result(backend_, step_memory_, before);
+  tape_.watch({});
+  for (const Param* p : net_.params().params()) look(p->grad, "gradient of " + p->name);
+  if (bad.where.empty()) bad.where = "the sum of the squared gradients";
+  double sums[2];
+  backend_.download(sums, step_sums_);
+  bad.loss = sums[0] / double(images);
+  const int64_t begin = first * config_.train.batch_size;
+  bad.samples.assign(order_.begin() + begin, order_.begin() + begin + images);
+  at_ = now;
+  return bad;
+}
+
+// ---- The run -------------------------------------------------------------------------------------------------------
 
 Outcome Trainer::run(const std::vector<Observer*>& observers, const std::function<bool()>& stop) {
   const auto report = [&](Row row) {
-    row.epoch = epoch_ + (in_epoch_ == steps_per_epoch_ ? 1 : 0);
-    row.step = step_;
+    row.epoch = at_.epoch + (row.kind == "step" && at_.in_epoch == steps_per_epoch_ ? 1 : 0);
+    row.step = at_.step;
     for (Observer* o : observers) o->on_row(row);
   };
-  for (int64_t epoch = 0; epoch < config_.train.epochs; ++epoch) {
-    start_epoch(epoch);
-    Sums epoch_sums;
-    double mark = now_s();
-    const double epoch_mark = mark;
-    while (in_epoch_ < steps_per_epoch_) {
+  const auto rewound = [&] {
+    if (config_.train.on_nonfinite != "rewind" || at_.rewinds >= config_.train.max_skips) return false;
+    const int64_t rewinds = at_.rewinds;
+    bool done = false;
+    for (Observer* o : observers) done = done || o->on_rewind(*this);
+    if (done) at_.rewinds = rewinds + 1;
+    return done;
+  };
+  // On a GPU a look at the result waits for the device: there it is taken with the metrics.
+  const bool look_every_step = backend_.device() == Device::cpu;
+
+  double mark = now_s(), epoch_mark = mark;
+  while (at_.epoch < config_.train.epochs && !at_.stopped) {
+    while (at_.in_epoch < steps_per_epoch_) {
       if (stop()) return Outcome::interrupted;
       step();
-      for (Observer* o : observers) o->on_step(step_, epoch_);
-      if (step_ % config_.log.interval != 0 && in_epoch_ != steps_per_epoch_) continue;
-      const Sums sums = take_sums();
-      epoch_sums += sums;
-      Row row{.kind = "step"};
-      row.values = {{"train/loss", sums.mean_loss()},
-                    {"train/acc", sums.mean_correct()},
-                    {"lr", double(schedule_(step_ - 1))},
-                    {"grad_norm", double(read_step(backend_, params_step_).grad_norm)}};
-      const double t = now_s();
-      row.img_per_s = double(sums.images) / (t - std::exchange(mark, t));
-      report(row);
+      for (Observer* o : observers) o->on_step(at_.step, at_.epoch);
+      const bool row_due = at_.step % config_.log.interval == 0 || at_.in_epoch == steps_per_epoch_;
+      try {
+        if (look_every_step || row_due) check_result();
+      } catch (const Diverged&) {
+        if (!rewound()) throw;
+        continue;
+      }
+      if (row_due) {
+        const Sums sums = take_sums();
+        at_.epoch_sums += sums;
+        const StepResult result = read_step(backend_, step_memory_);
+        Row row{.kind = "step"};
+        row.values = {{"train/loss", sums.mean_loss()},
+                      {"train/acc", sums.mean_correct()},
+                      {"lr", learning_rate(at_.step - 1)},
+                      {"grad_norm", double(result.grad_norm)}};
+        if (smooth_) row.values.emplace_back("train/loss_smooth", smooth_->update(sums.mean_loss()));
+        if (config_.clip.norm > 0)
+          row.values.emplace_back("clipped_share", double(result.clipped) / double(at_.step - result.skipped));
+        if (result.skipped > 0) row.values.emplace_back("skipped", double(result.skipped));
+        const double t = now_s();
+        row.img_per_s = sums.images / (t - std::exchange(mark, t));
+        report(row);
+      }
+      if (at_.in_epoch < steps_per_epoch_)
+        for (Observer* o : observers) o->on_boundary(*this, false);
     }
-    Row row{.kind = "epoch"};
-    row.values = {{"train/loss", epoch_sums.mean_loss()}, {"train/acc", epoch_sums.mean_correct()}};
-    row.img_per_s = double(epoch_sums.images) / (now_s() - epoch_mark);
-    if (val_) {
-      const Accuracy val = net_.evaluate(*val_, config_.train.eval_batch_size, data_.train.classes);
-      if (!std::isfinite(val.loss))
-        fail_diverged(val.loss, fmt::format("on the validation images after epoch {}", epoch + 1));
-      row.values.insert(row.values.end(), {{"val/loss", val.loss}, {"val/acc", val.acc}});
-    }
-    row.values.emplace_back("lr", double(schedule_(step_ - 1)));
-    row.hash = state_hash();
+    const double t = now_s();
+    Row row = epoch_row(t - std::exchange(epoch_mark, t));
+    const bool over = end_epoch(row);
     report(row);
+    at_.stopped = over;
+    for (Observer* o : observers) o->on_boundary(*this, true);
   }
 
   if (stop()) return Outcome::interrupted;
-  const Images test = data_.test();
-  const Accuracy accuracy = net_.evaluate(upload_source(backend_, test, config_.data.mean, config_.data.std),
-                                          config_.train.eval_batch_size, test.classes);
-  if (!std::isfinite(accuracy.loss)) fail_diverged(accuracy.loss, "on the test images");
-  Row row{.kind = "test"};
-  row.values = {{"test/loss", accuracy.loss}, {"test/acc", accuracy.acc}};
-  report(row);
+  report(test_row());
   return Outcome::done;
+}
+
+Row Trainer::epoch_row(double seconds) {
+  Row row{.kind = "epoch"};
+  row.values = {{"train/loss", at_.epoch_sums.mean_loss()}, {"train/acc", at_.epoch_sums.mean_correct()}};
+  row.img_per_s = at_.epoch_sums.images / seconds;
+  const auto measure = [&](const char* loss, const char* acc) {
+    const Accuracy val = net_.evaluate(*val_, config_.train.eval_batch_size, data_.train.classes);
+    if (!std::isfinite(val.loss))
+      throw Diverged(fmt::format("training diverged: the loss on the validation images is {} after epoch {}. Use a "
+                                 "smaller optimizer.lr, a longer schedule.warmup or optimizer.clip_norm = 1",
+                                 std::fabs(val.loss), at_.epoch + 1),
+                     {.step = at_.step - 1, .epoch = at_.epoch, .loss = val.loss, .where = "the validation images"});
+    row.values.insert(row.values.end(), {{loss, val.loss}, {acc, val.acc}});
+  };
+  if (val_) {
+    measure("val/loss", "val/acc");
+    if (updater_.has_average())
+      updater_.with_average(at_.step - last_result().skipped, [&] { measure("val/ema_loss", "val/ema_acc"); });
+  }
+  row.values.emplace_back("lr", learning_rate(at_.step - 1));
+  row.hash = state_hash();
+  return row;
+}
+
+// What an epoch's result means for the next one. Returns whether the training is over.
+bool Trainer::end_epoch(const Row& row) {
+  bool over = false;
+  if (plateau_)
+    plateau_->update(
+        row[config_.phases.empty() || at_.phase == 0 ? config_.schedule.metric
+                                                     : config_.phases[size_t(at_.phase) - 1].schedule.metric]);
+  if (config_.train.patience > 0) {
+    const bool larger = config_.train.stop_metric == "val/acc";
+    const Flat& flat = net_.params().flat();
+    if (at_.stop_watch.update(row[config_.train.stop_metric], larger, at_.epoch + 1)) {
+      backend_.copy(best_, flat.master);
+      backend_.copy(best_buffers_, flat.buffers);
+    }
+    over = at_.stop_watch.waited >= config_.train.patience;
+    if (over || at_.epoch + 1 == config_.train.epochs) {
+      backend_.copy(flat.master, best_);
+      backend_.copy(flat.buffers, best_buffers_);
+    }
+  }
+  ++at_.epoch;
+  at_.in_epoch = 0;
+  at_.epoch_sums = {};
+  if (over || at_.epoch == config_.train.epochs) return over;
+
+  if (size_t(at_.phase) < config_.phases.size()) {
+    const PhaseConfig& next = config_.phases[size_t(at_.phase)];
+    if (next.plateau > 0) at_.phase_watch.update(row["val/loss"], false, at_.epoch);
+    if (next.plateau > 0 ? at_.phase_watch.waited >= next.plateau : at_.epoch >= next.epoch)
+      enter_phase(at_.phase + 1, false);
+  }
+  begin_epoch();
+  return false;
+}
+
+Row Trainer::test_row() {
+  const Images test = data_.test();
+  const BatchSource source = upload_source(backend_, test, config_.data.mean, config_.data.std);
+  Row row{.kind = "test"};
+  const auto measure = [&](const std::string& prefix, const std::vector<View>& views) {
+    const Accuracy a = net_.evaluate(source, config_.train.eval_batch_size, test.classes, views);
+    if (!std::isfinite(a.loss))
+      throw Diverged(fmt::format("training diverged: the loss on the test images is {}", std::fabs(a.loss)),
+                     {.step = at_.step - 1, .epoch = at_.epoch, .loss = a.loss, .where = "the test images"});
+    row.values.insert(row.values.end(), {{prefix + "loss", a.loss}, {prefix + "acc", a.acc}});
+  };
+  const auto measure_all = [&](const std::string& prefix) {
+    measure(prefix, {View{}});
+    if (config_.train.tta != "none") measure(prefix + "tta_", test_views(config_.train.tta));
+  };
+  measure_all("test/");
+  if (updater_.has_average())
+    updater_.with_average(at_.step - last_result().skipped, [&] { measure_all("test/ema_"); });
+  if (config_.train.patience > 0) row.values.emplace_back("best_epoch", double(at_.stop_watch.epoch));
+  return row;
+}
+
+// ---- State ---------------------------------------------------------------------------------------------------------
+
+Progress Trainer::progress() {
+  Progress p = at_;
+  if (plateau_) p.plateau = plateau_->state();
+  if (smooth_) p.smooth = smooth_->state();
+  p.result = read_step(backend_, step_memory_);
+  p.totals.resize(3);
+  backend_.download(p.totals.data(), totals_);
+  return p;
+}
+
+std::vector<std::pair<std::string, Tensor>> Trainer::tensors() {
+  const Flat& flat = net_.params().flat();
+  std::vector<std::pair<std::string, Tensor>> all = {{"master", flat.master}, {"buffers", flat.buffers}};
+  for (auto& named : updater_.state()) all.push_back(std::move(named));
+  if (best_) all.insert(all.end(), {{"best", best_}, {"best_buffers", best_buffers_}});
+  return all;
+}
+
+void Trainer::restore(const Progress& p) {
+  at_ = p;
+  updater_.restored(int(p.phase), p.update_start);
+  enter_phase(p.phase, true);
+  if (plateau_) plateau_->restore(p.plateau);
+  if (smooth_) smooth_->restore(p.smooth);
+  write_result(backend_, step_memory_, p.result);
+  backend_.upload(totals_, p.totals.data());
+  begin_epoch();
+}
+
+void Trainer::start_from(const SafeTensors& weights, const std::string& origin) {
+  set_weights(backend_, net_.params(), weights, origin);
+  updater_.start_from_weights();
 }
 
 std::string Trainer::state_hash() {
   XXH3_state_t* state = XXH3_createState();
   XXH3_128bits_reset(state);
-  const auto add = [&](const Tensor& t) {
-    std::vector<char> bytes(t.bytes());
-    backend_.download(bytes.data(), t);
+  for (const auto& [name, tensor] : tensors()) {
+    std::vector<char> bytes(tensor.bytes());
+    backend_.download(bytes.data(), tensor);
     XXH3_128bits_update(state, bytes.data(), bytes.size());
-  };
-  add(net_.params().flat().master);
-  add(net_.params().flat().slots);
-  for (const Buffer& b : net_.params().buffers()) add(b.value);
+  }
   const XXH128_hash_t hash = XXH3_128bits_digest(state);
   XXH3_freeState(state);
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);

@@ -17,6 +17,8 @@ struct Slot {
   std::string name;
   std::vector<int64_t> shape;  // in the file
   Kind kind;
+  bool buffer;
+  int64_t offset;  // in Flat::master or Flat::buffers
   Tensor tensor;
 };
 
@@ -29,10 +31,11 @@ std::vector<Slot> slots_of(ParamStore& store) {
       require(shape.size() == 4, "[weights] expected '{}' as [out, kernel_h, kernel_w, in], got {}", p->name, p->shape);
       shape = {shape[0], shape[3], shape[1], shape[2]};
     }
-    slots.push_back({p->name, shape, p->kind, p->master});
+    slots.push_back({p->name, shape, p->kind, false, p->offset, p->master});
   }
   for (const Buffer& b : store.buffers())
-    slots.push_back({b.name, std::vector<int64_t>(b.shape.begin(), b.shape.end()), Kind::plain, b.value});
+    slots.push_back(
+        {b.name, std::vector<int64_t>(b.shape.begin(), b.shape.end()), Kind::plain, true, b.offset, b.value});
   return slots;
 }
 
@@ -104,18 +107,28 @@ std::vector<std::string> differences(const std::vector<Slot>& slots, const SafeT
 
 }  // namespace
 
-SafeTensors get_weights(Backend& backend, ParamStore& store) {
+SafeTensors name_weights(ParamStore& store, std::span<const float> master, std::span<const float> buffers) {
   SafeTensors weights;
   for (const Slot& slot : slots_of(store)) {
-    std::vector<float> values(size_t(slot.tensor.numel()));
-    backend.download(values.data(), slot.tensor);
-    values = to_file_layout(slot, values);
+    const auto flat = slot.buffer ? buffers : master;
+    const auto part = flat.subspan(size_t(slot.offset), size_t(slot.tensor.numel()));
+    const std::vector<float> values = to_file_layout(slot, {part.begin(), part.end()});
     const char* bytes = reinterpret_cast<const char*>(values.data());
     const bool added =
         weights.tensors.insert({slot.name, {"F32", slot.shape, {bytes, bytes + slot.tensor.bytes()}}}).second;
     require(added, "[weights] the model has two tensors named '{}'", slot.name);
   }
   return weights;
+}
+
+SafeTensors get_weights(Backend& backend, ParamStore& store) {
+  const auto host = [&](const Tensor& t) {
+    std::vector<float> values(static_cast<size_t>(t.numel()));
+    backend.download(values.data(), t);
+    return values;
+  };
+  slots_of(store);  // complains about a store without values
+  return name_weights(store, host(store.flat().master), host(store.flat().buffers));
 }
 
 void set_weights(Backend& backend, ParamStore& store, const SafeTensors& weights, const std::string& origin) {

@@ -1,0 +1,213 @@
+// What a step does to the flat buffers, element by element: clip, update, Lookahead, averages of the weights. A step
+// whose loss or gradient is not finite leaves everything as it was.
+#pragma once
+#include "optim.h"
+
+namespace linnet {
+
+struct Clip {
+  float norm = 0;   // global L2 norm; 0: off
+  float value = 0;  // of each element; 0: off
+  LINNET_HD float clamp(float g) const { return value > 0 ? (g > value ? value : g < -value ? -value : g) : g; }
+};
+
+// The step's gradient: its norm, whether it and the loss are finite, the factor that clips it
+// (torch.nn.utils.clip_grad_norm_: min(1, max_norm / (norm + 1e-6))).
+struct Square {
+  const float* __restrict__ g;
+  Clip clip;
+  LINNET_HD double operator()(int64_t i) const {
+    const double e = double(clip.clamp(g[i]));
+    return e * e;
+  }
+};
+struct JudgeStep {
+  StepMemory* m;
+  const double* sums;  // [2] of this step: loss, correct answers
+  Clip clip;
+  LINNET_HD void operator()(double sum_of_squares) const {
+    StepResult& r = m->result;
+    const float norm = float(sqrt(sum_of_squares));
+    const float factor = clip.norm / (norm + 1e-6f);
+    r.grad_norm = norm;
+    r.clip_scale = clip.norm > 0 && factor < 1 ? factor : 1.f;
+    // After more bad steps in a row than allowed, every further one is left out: the host will see it.
+    const bool halted = r.bad_in_row > m->params.max_bad_in_row;
+    r.bad = halted || !is_finite(sum_of_squares) || !is_finite(sums[0]);
+    if (halted) return;
+    if (r.bad && r.bad_in_row == 0) r.bad_step = m->params.step;
+    r.bad_in_row = r.bad ? r.bad_in_row + 1 : 0;
+    r.skipped += r.bad;
+    r.clipped += !r.bad && r.clip_scale < 1;
+  }
+};
+
+// Element i of a group's part of the flat buffers under its rule; decayed parameters come first.
+template <class R>
+struct ApplyRule {
+  R rule;
+  float* __restrict__ w;
+  const float* __restrict__ g;
+  float* __restrict__ slot[R::kSlots > 0 ? R::kSlots : 1];
+  bool decays;
+  Clip clip;
+  const StepMemory* m;
+  int group;
+  static constexpr int kSlots = R::kSlots > 0 ? R::kSlots : 1;
+
+  // The loop's body with all that it reads from the step in registers.
+  struct Local {
+    R rule;
+    float* __restrict__ w;
+    const float* __restrict__ g;
+    float* __restrict__ slot[R::kSlots > 0 ? R::kSlots : 1];
+    float limit, scale, weight_decay;  // the gradient is clamped to [-limit, limit], then scaled
+    bool bad;
+    GroupStep p;
+    // Without branches, so that the CPU's loop can use vector instructions.
+    LINNET_HD void operator()(int64_t i) const {
+      float s[kSlots], before[kSlots], clamped = g[i] < limit ? g[i] : limit;
+      clamped = clamped > -limit ? clamped : -limit;
+      for (int k = 0; k < R::kSlots; ++k) s[k] = before[k] = slot[k][i];
+      float good = w[i];
+      if constexpr (R::kShifts) good = before[R::kTrueWeight];
+      const float next = rule(w[i], clamped * scale, s, weight_decay, p);
+      w[i] = bad ? good : next;
+      for (int k = 0; k < R::kSlots; ++k) slot[k][i] = bad ? before[k] : s[k];
+    }
+  };
+  LINNET_HD Local local() const {
+    const GroupStep& p = m->params.group[group];
+    Local l{rule,
+            w,
+            g,
+            {},
+            clip.value > 0 ? clip.value : HUGE_VALF,
+            m->result.clip_scale,
+            decays ? float(p.weight_decay) : 0,
+            m->result.bad != 0,
+            p};
+    for (int k = 0; k < R::kSlots; ++k) l.slot[k] = slot[k];
+    return l;
+  }
+};
+
+// Moves the weights to where a true look-ahead rule wants the gradient taken.
+template <class R>
+struct ApplyShift {
+  R rule;
+  float* __restrict__ w;
+  float* __restrict__ slot[R::kSlots > 0 ? R::kSlots : 1];
+  const StepMemory* m;
+  int group;
+  LINNET_HD void operator()(int64_t i) const {
+    float s[R::kSlots > 0 ? R::kSlots : 1];
+    for (int k = 0; k < R::kSlots; ++k) s[k] = slot[k][i];
+    w[i] = rule.shift(w[i], s, m->params.group[group]);
+    for (int k = 0; k < R::kSlots; ++k) slot[k][i] = s[k];
+  }
+};
+
+// Muon's parts for one matrix: the direction x and its norm, a sum of two tensors, the step.
+struct MuonDirection {
+  Muon rule;
+  const float* __restrict__ g;
+  float* __restrict__ v;
+  float* __restrict__ x;
+  Clip clip;
+  const StepMemory* m;
+  LINNET_HD void operator()(int64_t i) const {
+    float next = v[i];
+    x[i] = rule.direction(clip.clamp(g[i]) * m->result.clip_scale, next);
+    if (!m->result.bad) v[i] = next;
+  }
+};
+struct WriteInverseNorm {
+  float* inverse;
+  LINNET_HD void operator()(double sum_of_squares) const { inverse[0] = float(1 / (sqrt(sum_of_squares) + 1e-7)); }
+};
+struct WeightedSum {  // y = a x + b z; y may be x or z
+  const float* x;
+  const float* z;
+  float* y;
+  float a, b;
+  LINNET_HD void operator()(int64_t i) const { y[i] = a * x[i] + b * z[i]; }
+};
+struct MuonApply {
+  Muon rule;
+  float* __restrict__ w;
+  const float* __restrict__ x;
+  bool decays;
+  float size;  // sqrt(max(1, rows / columns)): a tall matrix moves as far as a square one
+  const StepMemory* m;
+  int group;
+  LINNET_HD void operator()(int64_t i) const {
+    if (m->result.bad) return;
+    const GroupStep& p = m->params.group[group];
+    float none = 0, next = w[i];
+    rule.decay(next, none, decays ? float(p.weight_decay) : 0.f, p);
+    w[i] = next - float(p.lr) * size * x[i];
+  }
+};
+
+// Lookahead (Zhang et al. 2019): every k steps the slow weights go a share alpha of the way to the fast ones, and those
+// start there again. They start where training does.
+struct Lookahead {
+  int64_t k = 5;
+  double alpha = 0.5;
+  // After update t, from 1.
+  template <class T>
+  LINNET_HD T operator()(T w, T& slow, int64_t t) const {
+    if (t % k != 0) return w;
+    slow += T(alpha) * (w - slow);
+    return slow;
+  }
+};
+struct ApplyLookahead {
+  Lookahead rule;
+  float* __restrict__ w;
+  float* __restrict__ slow;
+  const StepMemory* m;
+  LINNET_HD void operator()(int64_t i) const {
+    if (!m->result.bad) w[i] = rule(w[i], slow[i], m->params.step + 1);
+  }
+};
+
+// average <- decay average + (1 - decay) value: the exponential moving average of the weights.
+struct MovingAverage {
+  float* __restrict__ average;
+  const float* __restrict__ value;
+  float decay, rest;  // rest = 1 - decay, computed in double
+  const StepMemory* m;
+  LINNET_HD void operator()(int64_t i) const {
+    if (!m->result.bad) average[i] = decay * average[i] + rest * value[i];
+  }
+};
+
+// The forward pass has changed the running statistics before the step is judged: a bad one's are taken back.
+struct CommitBuffers {
+  float* __restrict__ value;
+  float* __restrict__ good;
+  const StepMemory* m;
+  LINNET_HD void operator()(int64_t i) const {
+    if (m->result.bad)
+      value[i] = good[i];
+    else
+      good[i] = value[i];
+  }
+};
+// totals [3]: loss, correct answers and images since the last row of metrics.
+struct CommitSums {
+  double* totals;
+  const double* sums;
+  double images;
+  const StepMemory* m;
+  LINNET_HD void operator()(int64_t) const {
+    if (m->result.bad) return;
+    totals[0] += sums[0];
+    totals[1] += sums[1];
+    totals[2] += images;
+  }
+};
+
+}  // namespace linnet

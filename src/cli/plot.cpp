@@ -1,0 +1,367 @@
+#include "plot.h"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <map>
+
+#include "linnet/text.h"
+
+namespace linnet {
+
+namespace {
+
+// ---- Axes ----
+
+struct Tick {
+  double at;  // from 0 to 1 along the axis
+  std::string label;
+};
+
+// One axis: its range as drawn (of the logarithm, where that is drawn).
+struct Axis {
+  bool log = false;
+  double low = INFINITY, high = -INFINITY;
+
+  double of(double v) const { return log ? (v > 0 ? std::log10(v) : NAN) : v; }
+  double at(double v) const { return (of(v) - low) / (high - low); }
+  void hold(double v) {
+    const double w = of(v);
+    if (!std::isfinite(w)) return;
+    low = std::min(low, w);
+    high = std::max(high, w);
+  }
+  // An axis needs a length, also for one value or none.
+  void close() {
+    if (low > high) low = 0, high = 1;
+    if (high - low > 1e-9 * std::max(std::fabs(low), std::fabs(high))) return;
+    const double half = log ? 0.5 : low == 0 ? 0.5 : std::fabs(low) / 2;
+    low -= half;
+    high += half;
+  }
+};
+
+std::string number(double v) { return fmt::format("{:.3g}", v == 0 ? 0 : v); }  // not -0
+
+// Powers of ten over a decade or more; else 1, 2 or 5 times one, about `count` of them.
+std::vector<Tick> ticks(const Axis& axis, int count) {
+  std::vector<Tick> out;
+  if (axis.log && axis.high - axis.low >= 1) {
+    const double decades = std::floor(axis.high + 1e-9) - std::ceil(axis.low - 1e-9) + 1;
+    const double step = std::ceil(decades / count);
+    for (double e = std::ceil(axis.low - 1e-9); e <= axis.high + 1e-9; e += step)
+      out.push_back({(e - axis.low) / (axis.high - axis.low), number(std::pow(10, e))});
+    return out;
+  }
+  const double low = axis.log ? std::pow(10, axis.low) : axis.low,
+               high = axis.log ? std::pow(10, axis.high) : axis.high;
+  const double rough = (high - low) / count, ten = std::pow(10, std::floor(std::log10(rough)));
+  double step = 10 * ten;
+  for (const double nice : {5.0, 2.0, 1.0})
+    if (nice * ten >= rough * 0.999) step = nice * ten;
+  const double first = std::ceil(low / step - 1e-9);
+  for (double k = first; k * step <= high + 1e-9 * step; ++k) out.push_back({axis.at(k * step), number(k * step)});
+  return out;
+}
+
+struct Axes {
+  Axis x, y;
+};
+Axes axes_of(const Plot& plot) {
+  Axes axes{{.log = plot.log_x}, {.log = plot.log_y}};
+  if (plot.from_zero && !plot.log_y) axes.y.hold(0);
+  for (const Series& s : plot.series)
+    for (size_t i = 0; i < s.x.size(); ++i) {
+      axes.x.hold(s.x[i]);
+      axes.y.hold(s.y[i]);
+    }
+  axes.x.close();
+  axes.y.close();
+  return axes;
+}
+
+// ---- Text ----
+
+using Lines = std::vector<std::u32string>;
+
+std::string utf8(const std::u32string& text) {
+  std::string out;
+  for (const char32_t c : text) {
+    if (c < 0x80) {
+      out += char(c);
+    } else if (c < 0x800) {
+      out += {char(0xC0 | c >> 6), char(0x80 | (c & 0x3F))};
+    } else {
+      out += {char(0xE0 | c >> 12), char(0x80 | (c >> 6 & 0x3F)), char(0x80 | (c & 0x3F))};
+    }
+  }
+  return out;
+}
+
+// Characters that are made of dots: 2 x 4 in braille, else one letter a character.
+class Canvas {
+ public:
+  Canvas(int columns, int rows, bool braille)
+      : columns_(columns),
+        rows_(rows),
+        wide_(braille ? 2 : 1),
+        high_(braille ? 4 : 1),
+        cells_(size_t(columns * rows)) {}
+  int width() const { return columns_ * wide_; }
+  int height() const { return rows_ * high_; }
+
+  // From the lower left.
+  void dot(int x, int y, char letter) {
+    if (x < 0 || x >= width() || y < 0 || y >= height()) return;
+    const int down = height() - 1 - y;
+    char32_t& cell = cells_[size_t(down / high_ * columns_ + x / wide_)];
+    if (wide_ == 1) {
+      cell = char32_t(letter);
+    } else {  // Unicode's numbering of a braille cell's dots
+      static constexpr uint8_t kBit[4][2] = {{0x01, 0x08}, {0x02, 0x10}, {0x04, 0x20}, {0x40, 0x80}};
+      cell = std::max<char32_t>(cell, 0x2800) | kBit[down % 4][x % 2];
+    }
+  }
+  void line(int x0, int y0, int x1, int y1, char letter) {
+    const int steps = std::max({std::abs(x1 - x0), std::abs(y1 - y0), 1});
+    for (int k = 0; k <= steps; ++k)
+      dot(x0 + int(std::lround(double(x1 - x0) * k / steps)), y0 + int(std::lround(double(y1 - y0) * k / steps)),
+          letter);
+  }
+  // Behind the curves: only where nothing is.
+  void mark(int column, char32_t sign) {
+    for (int row = 0; row < rows_; ++row)
+      if (char32_t& cell = cells_[size_t(row * columns_ + column)]; cell == 0) cell = sign;
+  }
+  std::u32string row(int r) const {
+    std::u32string out(cells_.begin() + r * columns_, cells_.begin() + (r + 1) * columns_);
+    std::ranges::replace(out, char32_t(0), U' ');
+    return out;
+  }
+
+ private:
+  int columns_, rows_, wide_, high_;
+  std::vector<char32_t> cells_;
+};
+
+constexpr std::string_view kLetters = "*o+x#@";
+
+void draw_series(Canvas& canvas, const Axes& axes, const Series& s, char letter) {
+  const auto dots = [](double at, int count) { return int(std::lround(at * (count - 1))); };
+  bool drawn = false;
+  int x0 = 0, y0 = 0;
+  for (size_t i = 0; i < s.x.size(); ++i) {
+    const double x = axes.x.at(s.x[i]), y = axes.y.at(s.y[i]);
+    if (!std::isfinite(x) || !std::isfinite(y)) {
+      drawn = false;
+      continue;
+    }
+    const int x1 = dots(x, canvas.width()), y1 = dots(y, canvas.height());
+    canvas.line(drawn ? x0 : x1, drawn ? y0 : y1, x1, y1, letter);
+    x0 = x1, y0 = y1, drawn = true;
+  }
+}
+
+// "100, 150: times 0.1", each label once, in the order of the first mark.
+std::vector<std::string> mark_list(const std::vector<Mark>& marks) {
+  std::vector<std::string> labels, out;
+  for (const Mark& m : marks)
+    if (std::ranges::find(labels, m.label) == labels.end()) labels.push_back(m.label);
+  for (const std::string& label : labels) {
+    std::string places;
+    for (const Mark& m : marks)
+      if (m.label == label) places += (places.empty() ? "" : ", ") + fmt::format("{:.6g}", m.x);
+    out.push_back(places + ": " + label);
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string wrap_words(const std::string& text, size_t width) {
+  std::string out, line;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find(' ', at), text.size());
+    const std::string word = text.substr(at, end - at);
+    if (!line.empty() && count_chars(line) + 1 + count_chars(word) > width) {
+      out += line + "\n";
+      line.clear();
+    }
+    line += (line.empty() ? "" : " ") + word;
+    at = end + 1;
+  }
+  return out + line + (line.empty() ? "" : "\n");
+}
+
+Terminal stdout_terminal() {
+  Terminal t;
+  winsize size{};
+  const bool terminal = isatty(STDOUT_FILENO);
+  if (terminal && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) {
+    t.columns = size.ws_col;
+  } else if (const char* columns = std::getenv("COLUMNS"); columns && std::atoi(columns) > 0) {
+    t.columns = std::atoi(columns);
+  }
+  const char* name = std::getenv("TERM");
+  const std::string_view term = name ? name : "";
+  if (!terminal || term == "dumb" || term == "linux") return t;  // the console's font has no braille
+  for (const char* variable : {"LC_ALL", "LC_CTYPE", "LANG"})
+    if (const char* value = std::getenv(variable); value && *value) {
+      std::string lower = value;
+      std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return char(std::tolower(c)); });
+      t.utf8 = lower.find("utf-8") != lower.npos || lower.find("utf8") != lower.npos;
+      break;
+    }
+  return t;
+}
+
+std::string draw_text(const Plot& plot, const Terminal& terminal, int rows) {
+  const int columns = std::clamp(terminal.columns, 24, 160);
+  const bool one = plot.series.size() <= 1;
+  const Axes axes = axes_of(plot);
+  const std::vector<Tick> y_ticks = ticks(axes.y, rows / 3);
+  size_t margin = 0;
+  for (const Tick& t : y_ticks) margin = std::max(margin, t.label.size());
+  Canvas canvas(columns - int(margin) - 2, rows, terminal.utf8 && one);
+  const int width = columns - int(margin) - 2;
+
+  for (size_t k = 0; k < plot.series.size(); ++k)
+    draw_series(canvas, axes, plot.series[k], kLetters[k % kLetters.size()]);
+  for (const Mark& m : plot.marks)
+    if (const double at = axes.x.at(m.x); at >= 0 && at <= 1)
+      canvas.mark(int(std::lround(at * (width - 1))), terminal.utf8 ? U'┊' : U':');
+
+  std::string out = wrap_words(plot.title, size_t(columns));
+  if (!plot.y_label.empty()) out += wrap_words(plot.y_label, size_t(columns));
+  std::map<int, std::string> labels;  // by row
+  for (const Tick& t : y_ticks) labels[rows - 1 - int(std::lround(t.at * (rows - 1)))] = t.label;
+  for (int r = 0; r < rows; ++r) {
+    const bool tick = labels.contains(r);
+    std::u32string row = canvas.row(r);
+    row.erase(row.find_last_not_of(U' ') + 1);
+    out += fmt::format("{:>{}} {}{}\n", tick ? labels[r] : "", margin,
+                       terminal.utf8 ? (tick ? "┤" : "│") : (tick ? "+" : "|"), utf8(row));
+  }
+
+  std::u32string line(size_t(width), terminal.utf8 ? U'─' : U'-');
+  std::string below(size_t(width) + margin + 2, ' ');
+  size_t free = 0;  // the first column of `below` that a label may take
+  for (const Tick& t : ticks(axes.x, std::max(width / 10, 2))) {
+    const auto at = size_t(std::lround(t.at * (width - 1)));
+    line[at] = terminal.utf8 ? U'┬' : U'+';
+    const size_t centre = at + margin + 2, half = t.label.size() / 2;
+    const size_t start = std::min(centre - std::min(half, centre), below.size() - t.label.size());
+    if (start < free) continue;
+    below.replace(start, t.label.size(), t.label);
+    free = start + t.label.size() + 1;
+  }
+  out += fmt::format("{:>{}} {}{}\n", "", margin, terminal.utf8 ? "└" : "+", utf8(line));
+  below.erase(below.find_last_not_of(' ') + 1);
+  out += below + "\n";
+  if (!plot.x_label.empty()) out += fmt::format("{:>{}}\n", plot.x_label, columns);
+  if (!one)
+    for (size_t k = 0; k < plot.series.size(); ++k)
+      out += wrap_words(fmt::format("{} {}", kLetters[k % kLetters.size()], plot.series[k].name), size_t(columns));
+  for (const std::string& mark : mark_list(plot.marks))
+    out += wrap_words(fmt::format("{} {}", terminal.utf8 ? "┊" : ":", mark), size_t(columns));
+  return out;
+}
+
+// ---- SVG ----
+
+namespace {
+
+std::string xml(const std::string& text) {
+  std::string out;
+  for (const char c : text)
+    out += c == '&' ? "&amp;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '"' ? "&quot;" : std::string(1, c);
+  return out;
+}
+
+constexpr double kWidth = 720, kHeight = 360, kLeft = 70, kRight = 20, kTop = 52, kBottom = 50;
+double x_of(double at) { return kLeft + at * (kWidth - kLeft - kRight); }
+double y_of(double at) { return kHeight - kBottom - at * (kHeight - kTop - kBottom); }
+
+// A tenth of a unit is less than a screen shows; points within a flat stretch are left out.
+std::string path_of(const Axes& axes, const Series& s) {
+  std::string out;
+  bool drawn = false;
+  std::string last_y, held;  // held: a point that is left out if the next one is as high
+  for (size_t i = 0; i < s.x.size(); ++i) {
+    const double x = axes.x.at(s.x[i]), y = axes.y.at(s.y[i]);
+    if (!std::isfinite(x) || !std::isfinite(y)) {
+      out += held;
+      held.clear();
+      drawn = false;
+      continue;
+    }
+    const std::string y_text = fmt::format("{:.1f}", y_of(y));
+    const std::string point = fmt::format("{}{:.1f} {}", drawn ? "L" : "M", x_of(x), y_text);
+    if (drawn && y_text == last_y) {
+      held = point;
+    } else {
+      out += held + point;
+      held.clear();
+    }
+    last_y = y_text;
+    drawn = true;
+  }
+  return out + held;
+}
+
+constexpr const char* kStyle = R"(<style>
+svg{color-scheme:light dark;font:12px system-ui,sans-serif}
+.page{fill:#fff}.text{fill:#374151}.title{font-size:14px;font-weight:600}.grid{stroke:#e5e7eb}.mark{stroke:#9ca3af;stroke-dasharray:3 4}
+path{fill:none;stroke-width:2;stroke-linejoin:round}.c0{stroke:#2563eb}.c1{stroke:#dc2626}.c2{stroke:#059669}.c3{stroke:#d97706}
+text.c0,text.c1,text.c2,text.c3{stroke:none}text.c0{fill:#2563eb}text.c1{fill:#dc2626}text.c2{fill:#059669}text.c3{fill:#d97706}
+@media(prefers-color-scheme:dark){.page{fill:#111827}.text{fill:#d1d5db}.grid{stroke:#374151}.mark{stroke:#6b7280}
+.c0{stroke:#60a5fa}.c1{stroke:#f87171}.c2{stroke:#34d399}.c3{stroke:#fbbf24}
+text.c0{fill:#60a5fa}text.c1{fill:#f87171}text.c2{fill:#34d399}text.c3{fill:#fbbf24}}
+</style>
+)";
+
+}  // namespace
+
+std::string draw_svg(const Plot& plot) {
+  const Axes axes = axes_of(plot);
+  std::string out = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" role=\"img\">\n"
+      "<title>{2}</title>\n{3}<rect class=\"page\" width=\"{0}\" height=\"{1}\"/>\n"
+      "<text class=\"text title\" x=\"{4}\" y=\"20\">{2}</text>\n",
+      kWidth, kHeight, xml(plot.title), kStyle, kLeft);
+  const auto text = [&](double x, double y, const char* anchor, const std::string& what, const char* style = "text") {
+    out += fmt::format("<text class=\"{}\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text>\n", style, x, y,
+                       anchor, xml(what));
+  };
+  const auto line = [&](const char* style, double x0, double y0, double x1, double y1, const std::string& hint = "") {
+    out += fmt::format("<line class=\"{}\" x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"", style, x0, y0, x1,
+                       y1);
+    out += hint.empty() ? "/>\n" : fmt::format("><title>{}</title></line>\n", xml(hint));
+  };
+  for (const Tick& t : ticks(axes.y, 5)) {
+    line("grid", x_of(0), y_of(t.at), x_of(1), y_of(t.at));
+    text(x_of(0) - 8, y_of(t.at) + 4, "end", t.label);
+  }
+  for (const Tick& t : ticks(axes.x, 8)) {
+    line("grid", x_of(t.at), y_of(0), x_of(t.at), y_of(1));
+    text(x_of(t.at), y_of(0) + 18, "middle", t.label);
+  }
+  text(x_of(0.5), kHeight - 12, "middle", plot.x_label);
+  text(x_of(0), kTop - 12, "start", plot.y_label);
+  for (const Mark& m : plot.marks)
+    if (const double at = axes.x.at(m.x); at >= 0 && at <= 1)
+      line("mark", x_of(at), y_of(0), x_of(at), y_of(1), fmt::format("{:.6g}: {}", m.x, m.label));
+  for (size_t k = 0; k < plot.series.size(); ++k) {
+    const std::string colour = fmt::format("c{}", k % 4);
+    out += fmt::format("<path class=\"{}\" d=\"{}\"/>\n", colour, path_of(axes, plot.series[k]));
+    if (plot.series.size() > 1) text(x_of(1), kTop + 14 * double(k + 1), "end", plot.series[k].name, colour.c_str());
+  }
+  return out + "</svg>\n";
+}
+
+}  // namespace linnet

@@ -1,0 +1,43 @@
+// Curves for a person: in a terminal's characters, or as a small SVG that stands by itself.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace linnet {
+
+struct Series {
+  std::string name;
+  std::vector<double> x, y;  // x rises; where y is not finite the curve has a gap
+};
+
+// A vertical line. Marks of the same label are listed together.
+struct Mark {
+  double x;
+  std::string label;
+};
+
+struct Plot {
+  std::string title, x_label, y_label;
+  std::vector<Series> series;
+  std::vector<Mark> marks;
+  bool log_x = false, log_y = false;  // only what is above 0 is drawn
+  bool from_zero = false;             // the y axis begins at 0
+};
+
+// How wide stdout is and whether it shows UTF-8: braille dots, else plain ASCII.
+struct Terminal {
+  int columns = 80;
+  bool utf8 = false;
+};
+Terminal stdout_terminal();
+
+// Lines of at most terminal.columns characters (never less than 24), each ending in a newline.
+std::string draw_text(const Plot&, const Terminal&, int rows = 12);
+
+// Words side by side, a new line where the next one does not fit.
+std::string wrap_words(const std::string& text, size_t width);
+
+// Light or dark as the reader's browser is.
+std::string draw_svg(const Plot&);
+
+}  // namespace linnet

@@ -1,0 +1,117 @@
+// linnet resume RUN, linnet fork WEIGHTS CONFIG
+#include <fmt/ranges.h>
+
+#include "cli.h"
+#include "console.h"
+#include "linnet/text.h"
+#include "linnet/weights.h"
+#include "training.h"
+
+namespace linnet {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// Keys that change nothing of what was computed so far, or of what the steps to come compute.
+bool is_safe(const std::string& key) {
+  static const std::vector<std::string> safe = {"train.epochs",       "train.eval_batch_size", "train.device",
+                                                "train.on_nonfinite", "train.max_skips",       "train.tta",
+                                                "data.path"};
+  return key.starts_with("log.interval") || key.starts_with("checkpoint.") ||
+         std::ranges::find(safe, key) != safe.end();
+}
+
+// A safe key may still move the learning rate: a cosine over more epochs is another curve.
+std::string learning_rate_note(const Config& then, const Trainer& trainer, Trainer& before) {
+  const int64_t step = trainer.global_step();
+  const double was = before.learning_rate(step), is = trainer.learning_rate(step);
+  const int64_t last = trainer.steps_per_epoch() * trainer.config().train.epochs - 1;
+  if (trainer.config().train.epochs == then.train.epochs) return "";
+  return fmt::format("learning rate: {:.6g} at the next step{}, {:.6g} at the last one\n", is,
+                     was == is ? " as planned" : fmt::format(" ({:.6g} was planned)", was),
+                     trainer.learning_rate(std::max(step, last)));
+}
+
+int resume(const std::string& target, const TrainingOptions& o) {
+  const fs::path dir = target;
+  if (!fs::exists(dir / "config.toml"))
+    fail(Exit::usage, "there is no run in {}: expected a folder with a config.toml", target);
+  Config then = load_config(dir / "config.toml"), config = load_config(dir / "config.toml", o.overrides());
+  std::string changes, refused;
+  for (const ConfigChange& c : differences(then, config)) {
+    changes += fmt::format("{}: {} -> {}\n", c.key, c.from, c.to);
+    if (!is_safe(c.key)) refused += (refused.empty() ? "" : ", ") + c.key;
+  }
+  if (!refused.empty())
+    fail(Exit::usage,
+         "{} cannot change in the middle of a run; start a new one from its weights:\n  linnet fork {} {} --out NEW "
+         "--set ...",
+         refused, target, (dir / "config.toml").string());
+
+  const Workplace at(config);
+  RunFolder run(dir, config, *at.backend, at.data, RunFolder::Existing{});
+  Trainer trainer(config, *at.backend, at.data);
+  RunCheckpoints checkpoints(run, config, trainer.steps_per_epoch());
+  const bool found = checkpoints.load(trainer);
+  for (const std::string& note : checkpoints.notes()) tell(note + "\n");
+  tell(changes);
+  if (!changes.empty()) {
+    load_run_data(then);
+    Trainer before(then, *at.backend, at.data);
+    before.restore(trainer.progress());
+    tell(learning_rate_note(then, trainer, before));
+  }
+  if (found)
+    tell(fmt::format("resuming {} at step {}, epoch {} of {}\n", target, trainer.global_step(),
+                     std::min(trainer.progress().epoch + 1, config.train.epochs), config.train.epochs));
+  else
+    tell(fmt::format("{} has no checkpoint yet: it starts at step 0\n", target));
+  return run_training(trainer, run, checkpoints, o);
+}
+
+struct ForkOptions : TrainingOptions {
+  std::string source, config;
+};
+
+int fork_run(const ForkOptions& o) {
+  Config config = load_config(o.config, o.overrides());
+  fs::path weights = o.source;
+  if (fs::is_directory(weights)) weights /= "model.safetensors";
+  const SafeTensors tensors = read_safetensors(weights);  // before a folder is made
+  const Workplace at(config);
+  Trainer trainer(config, *at.backend, at.data);
+  trainer.start_from(tensors, weights.string());
+  RunFolder run(o.out.empty() ? new_run_dir(config) : fs::path(o.out), config, *at.backend, at.data);
+  RunCheckpoints checkpoints(run, config, trainer.steps_per_epoch());
+  checkpoints.save_now(trainer);  // the run's first state: without it a resume would start from random weights
+  tell(fmt::format("{} from the weights {}\nrun: {}\n", config.model.name, weights.string(), run.dir().string()));
+  return run_training(trainer, run, checkpoints, o);
+}
+
+}  // namespace
+
+void add_resume(CLI::App& app, Command& command) {
+  auto target = std::make_shared<std::string>();
+  auto options = std::make_shared<TrainingOptions>();
+  CLI::App* verb = app.add_subcommand("resume",
+                                      "Go on with a run that was stopped, exactly where it stood.\n\n"
+                                      "  linnet resume runs/NAME\n"
+                                      "  linnet resume runs/NAME --epochs 40");
+  verb->add_option("run", *target, "run folder")->required();
+  options->add_to(*verb, false);
+  verb->callback([=, &command] { command = [=] { return resume(*target, *options); }; });
+}
+
+void add_fork(CLI::App& app, Command& command) {
+  auto options = std::make_shared<ForkOptions>();
+  CLI::App* verb = app.add_subcommand("fork",
+                                      "Start a new run from the weights of another, or of a file.\n\n"
+                                      "  linnet fork runs/NAME configs/resnet20.toml --out runs/NEW");
+  verb->add_option("weights", options->source, "run folder or .safetensors file")->required();
+  verb->add_option("config", options->config, "TOML file of the new run")->required();
+  options->add_to(*verb, true);
+  verb->callback([=, &command] { command = [=] { return fork_run(*options); }; });
+}
+
+}  // namespace linnet

@@ -1,0 +1,120 @@
+#include "training.h"
+
+#include <unistd.h>
+
+#include <charconv>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+
+#include "cli.h"
+#include "console.h"
+#include "linnet/text.h"
+
+namespace linnet {
+
+namespace {
+
+volatile std::sig_atomic_t caught = 0;
+
+// The first signal asks the trainer to stop after this step; the second one ends the process at once.
+void on_signal(int signal) {
+  if (caught) _exit(128 + signal);
+  caught = signal;
+}
+
+void stop_on(int signal) {
+  if (std::signal(signal, on_signal) == SIG_IGN) std::signal(signal, SIG_IGN);  // nohup's wish holds
+}
+
+// "90", "90s", "15m", "1.5h" in seconds; 0: no limit.
+double seconds_of(const std::string& text) {
+  if (text.empty()) return 0;
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const std::string unit(end, text.data() + text.size());
+  const double factor = unit.empty() || unit == "s" ? 1 : unit == "m" ? 60 : unit == "h" ? 3600 : 0;
+  if (error != std::errc() || !(value > 0) || factor == 0)
+    fail(Exit::usage, "--max-time expects a time such as 90s, 15m or 1.5h, got '{}'", escaped(text));
+  return value * factor;
+}
+
+}  // namespace
+
+std::vector<std::string> TrainingOptions::overrides() const {
+  std::vector<std::string> all = set;
+  if (seed) all.push_back(fmt::format("train.seed={}", *seed));
+  if (epochs) all.push_back(fmt::format("train.epochs={}", *epochs));
+  if (!device.empty()) all.push_back("train.device=" + device);
+  return all;
+}
+
+void TrainingOptions::add_to(CLI::App& verb, bool fresh) {
+  verb.add_option("-s,--set", set, "override a key: --set optimizer.lr=0.05 (may be repeated)")
+      ->allow_extra_args(false);
+  if (fresh) verb.add_option("-o,--out", out, "folder of the run; must not exist or be empty (default: below runs/)");
+  verb.add_option("--device", device, "auto, cpu or cuda: the same as --set train.device=");
+  if (fresh) verb.add_option("--seed", seed, "the same as --set train.seed=");
+  verb.add_option("--epochs", epochs, "the same as --set train.epochs=");
+  verb.add_option("--max-time", max_time, "save and stop after this time (90s, 15m, 1.5h), as SIGTERM does");
+  verb.add_flag("--json", json, "print the run's summary as JSON on stdout");
+}
+
+Workplace::Workplace(Config& config) : backend(make_backend(config.train.device)), data(load_run_data(config)) {
+  data.test();  // a damaged test set shows now, not after hours of training; it is measured once, at the end
+}
+
+int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, const TrainingOptions& o) {
+  using Clock = std::chrono::steady_clock;
+  const double limit = seconds_of(o.max_time);
+  const auto started = Clock::now();
+  const auto out_of_time = [&] {
+    return limit > 0 && std::chrono::duration<double>(Clock::now() - started).count() > limit;
+  };
+
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) stop_on(signal);
+  std::signal(SIGPIPE, SIG_IGN);  // `linnet train ... | head` must not lose the run
+  const Config& config = trainer.config();
+  Console console(config.train.epochs, trainer.steps_per_epoch(), config.train.batch_size, trainer.global_step());
+  Outcome outcome;
+  std::string reason;
+  try {
+    outcome = trainer.run({&run, &checkpoints, &console}, [&] { return caught != 0 || out_of_time(); });
+    if (outcome == Outcome::interrupted) {
+      reason = caught ? fmt::format("signal {}", int(caught)) : "--max-time";
+      checkpoints.save_now(trainer);
+      run.finish("interrupted", trainer, reason);
+    } else {
+      checkpoints.wait();
+      run.finish("done", trainer);
+    }
+  } catch (const std::exception& e) {
+    console.clear();
+    const auto* error = dynamic_cast<const Error*>(&e);
+    const auto* diverged = dynamic_cast<const Diverged*>(&e);
+    const bool bad = error && error->exit == Exit::diverged;
+    run.fail_run(bad ? "diverged" : "failed", e.what(), bad ? nullptr : &trainer, diverged ? &diverged->bad : nullptr);
+    throw;
+  }
+  console.clear();
+  if (outcome == Outcome::interrupted) {
+    tell(fmt::format("stopped by {} after step {}; go on with: linnet resume {}\n", reason, trainer.global_step(),
+                     run.dir().string()));
+    return 128 + (caught ? int(caught) : SIGTERM);
+  }
+  if (o.json) {
+    fmt::print("{}", run.summary());
+    return int(Exit::ok);
+  }
+  const Row& test = run.test();
+  fmt::print("test accuracy {:.2f} %  (loss {:.4f})\n", 100 * test["test/acc"], test["test/loss"]);
+  const std::pair<const char*, const char*> others[] = {{"test/tta_acc", "mean of its views"},
+                                                        {"test/ema_acc", "averaged weights"},
+                                                        {"test/ema_tta_acc", "averaged weights, mean of its views"}};
+  for (const auto& [name, what] : others)
+    if (!std::isnan(test[name])) fmt::print("              {:.2f} %  ({})\n", 100 * test[name], what);
+  fmt::print("run: {}\n", run.dir().string());
+  return int(Exit::ok);
+}
+
+}  // namespace linnet

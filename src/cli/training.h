@@ -1,0 +1,38 @@
+// What train, resume and fork share: a run under signals, a time limit and a console.
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "linnet/run.h"
+
+namespace CLI {
+class App;
+}
+
+namespace linnet {
+
+struct TrainingOptions {
+  std::vector<std::string> set;
+  std::string out, device;
+  std::optional<int64_t> seed, epochs;
+  std::string max_time;
+  bool json = false, strict = false;
+
+  // The --set list with what --seed, --epochs and --device stand for.
+  std::vector<std::string> overrides() const;
+  // Their options on a verb; `fresh`: of a verb that starts a new run.
+  void add_to(CLI::App& verb, bool fresh);
+};
+
+// A backend and images for `config`, which gets the data's mean and deviation; both splits are read once.
+struct Workplace {
+  std::unique_ptr<Backend> backend;
+  RunData data;
+  explicit Workplace(Config& config);
+};
+
+// Trains from where `trainer` stands; returns the exit code. The folder gets weights and summary however it ends.
+int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, const TrainingOptions& options);
+
+}  // namespace linnet

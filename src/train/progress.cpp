@@ -1,0 +1,90 @@
+// A run's progress as JSON text, for checkpoints.
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "linnet/trainer.h"
+
+namespace linnet {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// One list of fields for both directions: f(name, field).
+template <class P, class F>
+void visit_progress(P& p, F&& f) {
+  f("step", p.step);
+  f("epoch", p.epoch);
+  f("in_epoch", p.in_epoch);
+  f("phase", p.phase);
+  f("phase_step", p.phase_step);
+  f("phase_epoch", p.phase_epoch);
+  f("update_start", p.update_start);
+  f("epoch_sums.loss", p.epoch_sums.loss);
+  f("epoch_sums.correct", p.epoch_sums.correct);
+  f("epoch_sums.images", p.epoch_sums.images);
+  f("plateau.best", p.plateau.best);
+  f("plateau.factor", p.plateau.factor);
+  f("plateau.bad", p.plateau.bad);
+  f("plateau.cooldown", p.plateau.cooldown);
+  for (auto* watch : {&p.phase_watch, &p.stop_watch}) {
+    const std::string name = watch == &p.phase_watch ? "phase_watch." : "stop_watch.";
+    f(name + "best", watch->best);
+    f(name + "epoch", watch->epoch);
+    f(name + "waited", watch->waited);
+  }
+  f("smooth.v", p.smooth.v);
+  f("smooth.count", p.smooth.count);
+  f("rewinds", p.rewinds);
+  f("stopped", p.stopped);
+  f("result.clip_scale", p.result.clip_scale);
+  f("result.grad_norm", p.result.grad_norm);
+  f("result.bad", p.result.bad);
+  f("result.bad_in_row", p.result.bad_in_row);
+  f("result.bad_step", p.result.bad_step);
+  f("result.clipped", p.result.clipped);
+  f("result.skipped", p.result.skipped);
+  f("totals", p.totals);
+}
+
+// JSON has no NaN and no infinity: null stands for NaN, the only one that occurs in a good state.
+Json to_value(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
+Json to_value(float v) { return to_value(double(v)); }
+Json to_value(const std::vector<double>& v) { return v; }
+template <class T>
+Json to_value(T v) {
+  return v;
+}
+
+void from_value(const Json& j, double& v) { v = j.is_null() ? std::nan("") : j.get<double>(); }
+void from_value(const Json& j, float& v) { v = j.is_null() ? std::nanf("") : j.get<float>(); }
+template <class T>
+void from_value(const Json& j, T& v) {
+  v = j.get<T>();
+}
+
+}  // namespace
+
+std::string Progress::to_json() const {
+  Json json = Json::object();
+  visit_progress(*this, [&](const std::string& name, const auto& field) { json[name] = to_value(field); });
+  return json.dump(1);
+}
+
+Progress Progress::from_json(const std::string& text, const std::string& origin) {
+  Progress p;
+  try {
+    const Json json = Json::parse(text);
+    size_t fields = 0;
+    visit_progress(p, [&](const std::string& name, auto& field) {
+      from_value(json.at(name), field);
+      ++fields;
+    });
+    if (json.size() != fields || p.totals.size() != 3) throw std::runtime_error("unknown fields");
+  } catch (const std::exception& e) {
+    fail(Exit::checkpoint, "{} is not the progress of a run that this version of Linnet wrote: {}", origin, e.what());
+  }
+  return p;
+}
+
+}  // namespace linnet

@@ -1,0 +1,160 @@
+// When a run saves, what, and how it takes that up again.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <span>
+
+#include "linnet/run.h"
+#include "linnet/weights.h"
+#include "src/core/json.h"
+
+namespace linnet {
+
+namespace {
+
+// Host copies of all of a trainer's tensors: what the training thread pays for a save.
+struct Snapshot {
+  struct Array {
+    std::string name;
+    Shape shape;
+    std::vector<float> values;
+  };
+  std::vector<Array> arrays;
+  Progress progress;
+  RunState run;
+};
+
+Snapshot take(Trainer& trainer, const RunFolder& run) {
+  Snapshot s;
+  for (const auto& [name, tensor] : trainer.tensors()) {
+    s.arrays.push_back({name, tensor.shape(), std::vector<float>(static_cast<size_t>(tensor.numel()))});
+    trainer.net().backend().download(s.arrays.back().values.data(), tensor);
+  }
+  s.progress = trainer.progress();
+  s.run = run.state();
+  return s;
+}
+
+// The weights by their names, for any tool; the rest as the flat arrays that they are (docs/DESIGN.md, "Checkpoints").
+Checkpoint to_checkpoint(const Snapshot& s, ParamStore& store, const std::map<std::string, std::string>& facts) {
+  Checkpoint c;
+  c.step = s.progress.step;
+  c.epoch = s.progress.epoch;
+  c.facts = facts;
+  c.tensors["model"] = name_weights(store, s.arrays[0].values, s.arrays[1].values);
+  SafeTensors& optim = c.tensors["optim"];
+  for (const Snapshot::Array& a : std::span(s.arrays).subspan(2)) {
+    if (a.values.empty()) continue;
+    const char* bytes = reinterpret_cast<const char*>(a.values.data());
+    optim.tensors[a.name] = {"F32", {a.shape.begin(), a.shape.end()}, {bytes, bytes + a.values.size() * sizeof(float)}};
+  }
+  const Json state = {{"progress", Json::parse(s.progress.to_json())},
+                      {"run",
+                       {{"metrics_bytes", s.run.metrics_bytes},
+                        {"timing_bytes", s.run.timing_bytes},
+                        {"best_val_acc", s.run.best_val_acc},
+                        {"best_epoch", s.run.best_epoch},
+                        {"wall_s", s.run.wall_s}}}};
+  c.state = state.dump(1);
+  return c;
+}
+
+RunState run_state(const Json& json) {
+  RunState s;
+  s.metrics_bytes = json.at("metrics_bytes");
+  s.timing_bytes = json.at("timing_bytes");
+  s.best_val_acc = json.at("best_val_acc");
+  s.best_epoch = json.at("best_epoch");
+  s.wall_s = json.at("wall_s");
+  return s;
+}
+
+}  // namespace
+
+RunCheckpoints::RunCheckpoints(RunFolder& run, const Config& config, int64_t steps_per_epoch)
+    : run_(run),
+      interval_(config.checkpoint.epochs > 0
+                    ? std::max<int64_t>(1, std::llround(config.checkpoint.epochs * double(steps_per_epoch)))
+                    : 0),
+      epochs_(config.train.epochs) {
+  const auto folder = run.dir() / "checkpoints";
+  store_ = std::make_unique<CheckpointStore>(folder, Retention{int(config.checkpoint.keep), config.checkpoint.every});
+  writer_ = std::make_unique<CheckpointWriter>(*store_, [](const CheckpointWriter::Done&) {});
+}
+
+RunCheckpoints::~RunCheckpoints() = default;
+
+void RunCheckpoints::submit(Trainer& trainer, bool best) {
+  saved_step_ = trainer.global_step();
+  writer_->submit(
+      [s = std::make_shared<Snapshot>(take(trainer, run_)), &store = trainer.net().params(), &run = run_] {
+        run.sync_logs();  // a checkpoint must not outlive, in a power cut, the lines that belong to it
+        return to_checkpoint(*s, store, run.facts());
+      },
+      best);
+}
+
+void RunCheckpoints::on_boundary(Trainer& trainer, bool epoch_done) {
+  const RunState run = run_.state();
+  const bool best = epoch_done && run.best_val_acc > best_val_acc_;
+  const bool over = epoch_done && (trainer.progress().epoch >= epochs_ || trainer.progress().stopped);
+  const bool due = interval_ > 0 && trainer.global_step() % interval_ == 0;
+  if (!due && !over) return;
+  if (epoch_done) best_val_acc_ = std::max(best_val_acc_, run.best_val_acc);
+  submit(trainer, best);
+}
+
+void RunCheckpoints::save_now(Trainer& trainer) {
+  writer_->wait();
+  if (trainer.global_step() == saved_step_) return;
+  submit(trainer, false);
+  writer_->wait();
+}
+
+bool RunCheckpoints::load(Trainer& trainer) {
+  writer_->wait();
+  notes_.clear();
+  std::vector<Rejected> rejected;
+  const std::optional<Checkpoint> found = store_->load_latest(rejected);
+  for (const Rejected& r : rejected) notes_.push_back(fmt::format("checkpoint {} is not used: {}", r.name, r.reason));
+  if (!found) {
+    run_.restore({});
+    return false;
+  }
+  const std::string origin = fmt::format("checkpoint {} of {}", found->step, run_.dir().string());
+  Backend& backend = trainer.net().backend();
+  set_weights(backend, trainer.net().params(), found->tensors.at("model"), origin);
+  const SafeTensors& optim = found->tensors.at("optim");
+  size_t used = 0;
+  for (const auto& [name, tensor] : trainer.tensors()) {
+    if (name == "master" || name == "buffers" || tensor.numel() == 0) continue;
+    const auto stored = optim.tensors.find(name);
+    if (stored == optim.tensors.end() || stored->second.dtype != "F32" || stored->second.bytes.size() != tensor.bytes())
+      fail(Exit::checkpoint, "{} has no '{}' of {} bytes: it belongs to another optimizer or model", origin, name,
+           tensor.bytes());
+    backend.upload(tensor, stored->second.bytes.data());
+    ++used;
+  }
+  if (used != optim.tensors.size())
+    fail(Exit::checkpoint, "{} has state that this optimizer does not: it belongs to another config", origin);
+  const Json state = parse_json(found->state, origin, Exit::checkpoint);
+  RunState run;
+  try {
+    trainer.restore(Progress::from_json(state.at("progress").dump(), origin));
+    run = run_state(state.at("run"));
+  } catch (const Json::exception& e) {
+    fail(Exit::checkpoint, "{}: its state.json is not one that Linnet wrote: {}", origin, e.what());
+  }
+  run_.restore(run);
+  saved_step_ = trainer.global_step();
+  best_val_acc_ = run.best_val_acc;
+  for (const auto& [key, value] : run_.facts()) {
+    const auto then = found->facts.find(key);
+    if (then != found->facts.end() && then->second != value)
+      notes_.push_back(
+          fmt::format("{} was {}, is {}: the run continues, but not bit for bit", key, then->second, value));
+  }
+  return true;
+}
+
+}  // namespace linnet

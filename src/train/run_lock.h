@@ -1,0 +1,22 @@
+// One process trains in a run folder: flock on RUN/LOCK. The kernel frees it however the process ends.
+#pragma once
+#include <filesystem>
+#include <string>
+
+#include "src/core/file.h"
+
+namespace linnet {
+
+class RunLock {
+ public:
+  // Error(Exit::locked) names the process that has it. What is written in LOCK serves that message only.
+  explicit RunLock(const std::filesystem::path& run);
+  // Empty, or why the lock may not hold: the folder lies on a network.
+  const std::string& warning() const { return warning_; }
+
+ private:
+  Fd fd_;
+  std::string warning_;
+};
+
+}  // namespace linnet
