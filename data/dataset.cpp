@@ -1,6 +1,9 @@
 // What every data set can do once it lies in memory.
 #include "linnet/dataset.h"
 
+#include <fmt/format.h>
+#include <xxhash.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -11,6 +14,11 @@
 #include "linnet/error.h"
 
 namespace linnet {
+
+std::string digest(const Images& images) {
+  const uint64_t labels = XXH3_64bits(images.labels.data(), images.labels.size() * sizeof(int32_t));
+  return fmt::format("{:016x}", XXH3_64bits_withSeed(images.pixels.data(), images.pixels.size(), labels));
+}
 
 ChannelStats channel_stats(const Images& images) {
   const int channels = images.channels;

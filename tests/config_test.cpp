@@ -175,6 +175,78 @@ INSTANTIATE_TEST_SUITE_P(
              "nesterov = true needs a momentum above 0", "-"},
         Case{"NesterovWithDampening", "[optimizer]\ndampening = 0.1\nnesterov = true\nmomentum = 0.9\n", "3:1",
              "nesterov = true needs dampening = 0", "-"},
+        Case{"BetaOne", "[optimizer]\nname = 'adam'\nbetas = [0.9, 1]\n", "3:15",
+             "optimizer.betas must be >= 0 and < 1, got 1", "-"},
+        Case{"OneBeta", "[optimizer]\nname = 'adam'\nbetas = [0.9]\n", "3:1", "betas must be two numbers", "-"},
+        Case{"AlphaOne", "[optimizer]\nname = 'rmsprop'\nalpha = 1\n", "3:9", "optimizer.alpha must be >= 0 and < 1",
+             "-"},
+        Case{"EpsTooSmall", "[optimizer]\nname = 'adam'\neps = 1e-11\n", "3:7",
+             "optimizer.eps must be >= 1e-10 and <= 1, got 1e-11", "-"},
+        Case{"EpsZero", "[optimizer]\nname = 'adagrad'\neps = 0\n", "3:7", "optimizer.eps must be >= 1e-10", "-"},
+        Case{"MomentumWhereThereIsNone", "[optimizer]\nname = 'adam'\nmomentum = 0.9\n", "3:1",
+             "'optimizer.momentum' is not used with optimizer.name = \"adam\"",
+             "remove it, or reset it with `--set optimizer.momentum=`; it is used with sgd, nag, sgdw, rmsprop, muon"},
+        Case{"UnknownForm", "[optimizer]\nform = 'acumulate'\nmomentum = 0.9\n", "2:8",
+             "optimizer.form expects one of accumulate, ewa, ewa_corrected, inside, accumulate_corrected, got the "
+             "string 'acumulate'",
+             "did you mean 'accumulate'?"},
+        Case{"FormOfAnotherOptimizer", "[optimizer]\nname = 'adam'\nform = 'ewa'\n", "3:8",
+             "optimizer.form expects one of standard, uncorrected", "-"},
+        Case{"FormWhereThereIsNone", "[optimizer]\nname = 'lion'\nform = 'ewa'\n", "3:1",
+             "'optimizer.form' is not used with optimizer.name = \"lion\"", "remove it"},
+        Case{"FormNeedsMomentum", "[optimizer]\nform = 'ewa'\n", "2:1", "form = 'ewa' needs a momentum above 0", "-"},
+        Case{"AmsgradForm", "[optimizer]\nname = 'adam'\nform = 'amsgrad_paper'\n", "3:1",
+             "form = 'amsgrad_paper' needs amsgrad = true", "-"},
+        Case{"NoKerasPreset", "[optimizer]\nname = 'radam'\npreset = 'keras'\n", "3:1", "radam has no Keras preset",
+             "-"},
+        Case{"UnknownPreset", "[optimizer]\npreset = 'jax'\n", "2:10", "optimizer.preset expects one of pytorch, keras",
+             "-"},
+        Case{"PlateauWithoutValidation", "[data]\nval = 0\n[schedule]\nname = 'plateau'\n", "4:1",
+             "the plateau schedule watches the validation images, and data.val = 0", "-"},
+        Case{"PatienceWithoutValidation", "[data]\nval = 0\n[train]\npatience = 3\n", "4:1",
+             "early stopping watches the validation images", "-"},
+        Case{"GroupWithoutMatch", "[[group]]\nlr = 0.1\n", "1:1", "a group needs `match`", "for example"},
+        Case{"GroupUnknownKey", "[[group]]\nmatch = '*'\nmomentun = 0.1\n", "3:1", "unknown key 'group.momentun'",
+             "did you mean 'group.momentum'?"},
+        Case{"GroupUnusedKey", "[[group]]\nmatch = '*'\nname = 'adam'\nmomentum = 0.1\n", "4:1",
+             "'group.momentum' is not used with optimizer.name = \"adam\"", "remove it"},
+        Case{"GroupBadValue", "[[group]]\nmatch = '*'\n[[group]]\nmatch = 'a'\nlr = -1\n", "5:6",
+             "group.lr must be > 0 and <= 10000, got -1", "-"},
+        Case{"GroupBadCombination", "[[group]]\nmatch = '*'\nnesterov = true\n", "3:1",
+             "nesterov = true needs a momentum above 0", "-"},
+        Case{"GroupUnknownOptimizer", "[[group]]\nmatch = '*'\nname = 'adamm'\n", "3:8",
+             "group.name expects one of sgd", "did you mean 'adam'?"},
+        Case{"GroupFrozenAndTrained", "[[group]]\nmatch = '*'\nfrozen = true\nlr = 0.1\n", "4:1",
+             "'group.lr' is not used in a frozen group", "remove it, or remove `frozen`"},
+        Case{"GroupAsSection", "[group]\nmatch = '*'\n", "1:2", "'group' is a list of sections", "write [[group]]"},
+        Case{"PhaseWithoutStart", "[[phase]]\nstate = 'fresh'\n", "1:1",
+             "a phase starts at an epoch or on a plateau: set one of `epoch` and `plateau`", "-"},
+        Case{"PhaseWithTwoStarts", "[[phase]]\nepoch = 3\nplateau = 2\n", "2:1", "a phase starts at an epoch or on a",
+             "-"},
+        Case{"PhaseAfterTheEnd", "[train]\nepochs = 5\n[[phase]]\nepoch = 5\n", "4:1",
+             "a phase must start before train.epochs = 5, got epoch 5", "-"},
+        Case{"PhaseOrder", "[[phase]]\nepoch = 30\n[[phase]]\nepoch = 20\n", "4:1",
+             "a phase must start after the one before it (epoch 30), got epoch 20", "-"},
+        Case{"PhasePlateauWithoutValidation", "data.val = 0\n[[phase]]\nplateau = 2\n", "3:1",
+             "a plateau is seen on the validation images, and data.val = 0", "-"},
+        Case{"PhaseScheduleWithoutValidation",
+             "data.val = 0\n[[phase]]\nepoch = 2\n[phase.schedule]\nname = 'plateau'\n", "5:1",
+             "the plateau schedule watches the validation images", "-"},
+        Case{"PhaseMilestones", "[[phase]]\nepoch = 150\n[phase.schedule]\nname = 'multistep'\nmilestones = [10, 50]\n",
+             "5:1", "schedule.milestones must be below the phase's epochs = 50, got [10, 50]", "-"},
+        Case{"FirstPhaseMilestones", "[schedule]\nmilestones = [100]\n[[phase]]\nepoch = 80\n", "2:1",
+             "schedule.milestones must be below the first phase's epochs = 80, got [100]", "-"},
+        Case{"PhaseUnusedKey", "[[phase]]\nepoch = 2\n[phase.schedule]\ngamma = 0.5\n", "4:1",
+             "'phase.schedule.gamma' is not used with schedule.name = \"constant\"", "remove it"},
+        Case{"PhaseUnknownKey", "[[phase]]\nepoch = 2\nlr = 0.1\n", "3:1", "unknown key 'phase.lr'", "-"},
+        Case{"PhaseOptimizerAsValue", "[[phase]]\nepoch = 2\noptimizer = 'adam'\n", "3:1",
+             "'phase.optimizer' is a section, got the string 'adam'", "-"},
+        Case{"PhaseState", "[[phase]]\nepoch = 2\nstate = 'caried'\n", "3:9",
+             "phase.state expects one of fresh, carried, got the string 'caried'", "did you mean 'carried'?"},
+        Case{"PhaseNothingToCarry",
+             "[optimizer]\nmomentum = 0.9\n[[phase]]\nepoch = 2\nstate = 'carried'\n[phase.optimizer]\nname = "
+             "'adam'\n",
+             "5:1", "from sgd to adam there is no average of the gradient, and nothing else, to carry", "-"},
         Case{"MeanWithoutStd", "[data]\nmean = [0.5]\n", "2:1", "data.mean and data.std need 3 values each", "-"},
         Case{"TwoMeans", "[data]\nmean = [0.5, 0.5]\nstd = [1, 1]\n", "2:1", "data.mean and data.std need 3 values",
              "-"},
@@ -361,6 +433,114 @@ TEST(ConfigToml, RoundTrips) {
       EXPECT_EQ(values(parse_config(text, "again.toml")), values(c)) << text;
       EXPECT_EQ(to_toml(parse_config(text, "again.toml"), docs), text);
     }
+}
+
+const std::string kGroupsAndPhases = R"(
+[optimizer]
+name = "adamw"
+betas = [0.8, 0.95]
+weight_decay = 0.05
+[lookahead]
+k = 5
+[train]
+epochs = 30
+[[group]]
+match = "conv1.* | a = \"b\""
+frozen = true
+[[group]]
+match = "*.bias"
+lr = 0.0003
+weight_decay = 0
+[[group]]
+match = "linear.weight"
+name = "rmsprop"
+preset = "keras"
+centered = true
+[[phase]]
+epoch = 10
+[phase.optimizer]
+name = "sgd"
+lr = 0.05
+momentum = 0.9
+[phase.schedule]
+name = "cosine"
+warmup = 0.5
+[[phase]]
+plateau = 3
+state = "carried"
+[phase.optimizer]
+form = "ewa"
+)";
+
+TEST(ConfigToml, RoundTripsGroupsAndPhases) {
+  const Config c = parse_config(kGroupsAndPhases, "c.toml");
+  ASSERT_EQ(c.groups.size(), 3u);
+  ASSERT_EQ(c.phases.size(), 2u);
+  EXPECT_TRUE(c.groups[0].frozen);
+  EXPECT_EQ(c.groups[0].match, "conv1.* | a = \"b\"");
+  EXPECT_EQ(c.groups[1].optimizer.name, "adamw");  // what a group does not say, it has from [optimizer]
+  EXPECT_EQ(c.groups[1].optimizer.betas, (std::vector<double>{0.8, 0.95}));
+  EXPECT_EQ(c.groups[1].optimizer.lr, 0.0003);
+  EXPECT_EQ(c.groups[2].optimizer.eps, 1e-7);  // another optimizer has its own defaults
+  EXPECT_EQ(c.groups[2].optimizer.form, "inside");
+  EXPECT_EQ(c.phases[0].schedule.name, "cosine");
+  EXPECT_EQ(c.phases[1].schedule.name, "constant");
+  EXPECT_EQ(c.phases[1].optimizer.name, "sgd");  // as the phase before it
+  EXPECT_EQ(c.phases[1].optimizer.lr, 0.05);
+  EXPECT_EQ(c.phases[1].optimizer.form, "ewa");
+  for (const bool docs : {false, true}) {
+    const std::string text = to_toml(c, docs);
+    const Config again = parse_config(text, "again.toml");
+    EXPECT_EQ(to_toml(again, docs), text);
+    EXPECT_TRUE(differences(c, again).empty());
+    EXPECT_EQ(again.groups[2].optimizer.centered, true);
+    EXPECT_EQ(again.phases[1].plateau, 3);
+    EXPECT_EQ(again.phases[0].schedule.warmup, 0.5);
+  }
+}
+
+TEST(ConfigDifferences, NameEachKeyThatChanged) {
+  const Config from = parse_config(kGroupsAndPhases, "c.toml");
+  const auto text = [](const std::vector<ConfigChange>& changes) {
+    std::string all;
+    for (const ConfigChange& c : changes) all += fmt::format("{}: {} -> {}\n", c.key, c.from, c.to);
+    return all;
+  };
+  EXPECT_EQ(text(differences(from, from)), "");
+  EXPECT_EQ(text(differences(from, parse_config(kGroupsAndPhases, "c.toml", {"train.epochs=40", "data.val=100"}))),
+            "data.val: 5000 -> 100\ntrain.epochs: 30 -> 40\n");
+  Config to = from;
+  to.groups[1].optimizer.lr = 0.001;
+  to.groups[0].match = "x = y";
+  to.phases[0].schedule.warmup = 1;
+  to.phases[1].optimizer.form = "inside";
+  to.phases[1].state = "fresh";
+  EXPECT_EQ(text(differences(from, to)),
+            "group 1.match: \"conv1.* | a = \\\"b\\\"\" -> \"x = y\"\n"
+            "group 2.lr: 0.0003 -> 0.001\n"
+            "phase 1.schedule.warmup: 0.5 -> 1\n"
+            "phase 2.state: \"carried\" -> \"fresh\"\n"
+            "phase 2.optimizer.form: \"ewa\" -> \"inside\"\n");
+  to = from;
+  to.groups.pop_back();
+  to.phases.clear();
+  const std::string gone = text(differences(from, to));
+  expect_has(gone, "group 3.match: \"linear.weight\" -> \n");
+  expect_has(gone, "phase 1.epoch: 10 -> \n");
+  expect_has(text(differences(to, from)), "group 3.centered:  -> true\n");
+  // Another optimizer brings and takes keys.
+  const std::string other =
+      text(differences(parse_config("", "a", {}), parse_config("", "b", {"optimizer.name=lion"})));
+  expect_has(other, "optimizer.name: \"sgd\" -> \"lion\"\n");
+  expect_has(other, "optimizer.momentum: 0 -> \n");
+  expect_has(other, "optimizer.betas:  -> [0.9, 0.99]\n");
+}
+
+TEST(ConfigGroups, AsManyAsThereIsRoomFor) {
+  std::string text;
+  for (int i = 0; i < 7; ++i) text += fmt::format("[[group]]\nmatch = 'p{}'\n", i);
+  EXPECT_EQ(error_in(text), "");
+  expect_has(error_in(text + "[[group]]\nmatch = 'p7'\n"), "more than 7 groups");
 }
 
 TEST(ConfigToml, ShowsWhatHasAnEffectShortestFirstToLast) {

@@ -22,6 +22,9 @@ struct Images {
   int64_t image_bytes() const { return int64_t(height) * width * channels; }
 };
 
+// XXH3 over pixels and labels, 16 digits: whether these are the images of then.
+std::string digest(const Images&);
+
 // Per-channel mean and (population) standard deviation of pixel / 255, as torchvision's Normalize takes them. At least
 // one image; the deviation of a constant channel is 0.
 struct ChannelStats {

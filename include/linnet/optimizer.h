@@ -36,6 +36,9 @@ int slots_of(const Rule&);
 std::vector<std::string> slot_names(const Rule&);
 // Words read and written per parameter in a step: the weight, its gradient and its state.
 int words_moved(const Rule&);
+// Whether the second can go on from the first one's state ([[phase]] state = "carried"): it is the same optimizer, or
+// its only state is an average of the gradient and the first one has such an average.
+bool can_carry(const Rule& from, const Rule& to);
 // What a kernel reads of a rule in its update number t, from 1.
 GroupStep group_step(const Rule&, double lr, double weight_decay, int64_t t);
 

@@ -56,8 +56,8 @@ class RunFolder : public Observer {
   // Creates `dir` and writes config.toml, env.json and a summary. Error(Exit::usage) if it exists and is not empty,
   // Error(Exit::locked) if another process has it, Error(Exit::checkpoint) if it cannot be written.
   RunFolder(const std::filesystem::path& dir, const Config&, Backend&, const RunData&);
-  // Takes up the run in `dir` again, with this config. Error(Exit::usage) if there is no run, Error(Exit::data) if it
-  // was trained on other images, Error(Exit::locked) if another process trains it.
+  // Takes up the run in `dir` again, with this config; nothing is written before restore(). Error(Exit::data) if it was
+  // trained on other images, Error(Exit::locked) if another process trains it.
   struct Existing {};
   RunFolder(const std::filesystem::path& dir, const Config&, Backend&, const RunData&, Existing);
   ~RunFolder() override;
@@ -74,13 +74,17 @@ class RunFolder : public Observer {
   std::string summary() const;
 
   RunState state() const;
-  void restore(const RunState&);
+  // The logs are cut to what `state` says.
+  void restore(const RunState& state);
+  // Whether the run has saved its weights and a checkpoint with them: then starting over would lose it.
+  bool was_saved() const { return was_saved_; }
   void sync_logs();
   // Kept in each checkpoint: with other ones than these, a run goes on but its bits may differ.
   const std::map<std::string, std::string>& facts() const { return facts_; }
 
  private:
   void open(const Config&, Backend&, const RunData&);
+  void begin();
   void save(Trainer&);
   void write_summary();
 
@@ -88,6 +92,8 @@ class RunFolder : public Observer {
   std::unique_ptr<RunLock> lock_;
   std::unique_ptr<Log> metrics_, timing_;
   std::map<std::string, std::string> facts_;
+  std::string config_, env_;  // what config.toml and env.json are to be
+  bool begun_ = false, was_saved_ = false;
   std::string status_ = "running", reason_;
   Row last_epoch_, test_;
   RunState state_;
@@ -97,13 +103,16 @@ class RunFolder : public Observer {
 // The checkpoints of a run, saved between two steps by a thread of their own. After RunFolder in the trainer's list.
 class RunCheckpoints : public Observer {
  public:
-  RunCheckpoints(RunFolder&, const Config&, int64_t steps_per_epoch);
+  // Error(Exit::checkpoint) where the disk has no room for as many checkpoints as the config keeps.
+  RunCheckpoints(RunFolder&, Trainer&);
   ~RunCheckpoints() override;
 
   void on_boundary(Trainer&, bool epoch_done) override;
-  bool on_rewind(Trainer& trainer) override { return load(trainer); }
+  // Back to the newest checkpoint; false if there is none.
+  bool on_rewind(Trainer&) override;
   // The newest sound checkpoint into the trainer, the logs cut to it; false if none was ever saved, and then the logs
-  // are empty. Error(Exit::checkpoint) if there are some and none is sound. notes(): what a person should know of it.
+  // are empty. Error(Exit::checkpoint) if there are some and none is sound, or they are gone. notes(): what a person
+  // should know of it.
   bool load(Trainer&);
   const std::vector<std::string>& notes() const { return notes_; }
   // Saves now and waits for it, unless the last one is of this very step.

@@ -38,6 +38,10 @@ struct Accuracy {
   std::vector<double> per_class;  // acc of each class; NaN for a class without images
 };
 
+// train.tta: "none", "flip" (the image and its mirror image), "flip_shift" (both, also moved by one pixel along each
+// diagonal).
+std::vector<View> test_views(const std::string& tta);
+
 // A model ready to run: layers, parameters and the memory they work in.
 class Net {
  public:

@@ -23,8 +23,9 @@ class Updater {
   // After seal(): the memory that it works in.
   void attach(ParamStore&);
 
-  // Phase 0 is [optimizer], phase k the k-th [[phase]]; `step` is the first step of it.
-  void start_phase(int phase, int64_t step);
+  // Phase 0 is [optimizer], phase k the k-th [[phase]]; `step` is the first step of it, last_lr_factor that of the step
+  // before it, as for fill().
+  void start_phase(int phase, int64_t step, double last_lr_factor);
   // What the update of `step` reads; lr_factor is the schedule's learning rate by the phase's base one.
   void fill(StepParams&, int64_t step, double lr_factor) const;
   // The phase's base learning rate, with train.lr_scaling.

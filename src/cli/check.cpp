@@ -45,7 +45,7 @@ struct Scratch {
     auto run = fs::exists(dir / "config.toml")
                    ? std::make_unique<RunFolder>(dir, config, *backend, data, RunFolder::Existing{})
                    : std::make_unique<RunFolder>(dir, config, *backend, data);
-    RunCheckpoints checkpoints(*run, config, trainer.steps_per_epoch());
+    RunCheckpoints checkpoints(*run, trainer);
     checkpoints.load(trainer);
     trainer.run({run.get(), &checkpoints}, [&] { return trainer.global_step() >= kSteps; });
     checkpoints.save_now(trainer);

@@ -17,6 +17,7 @@ struct Options {
   std::string target, model, data, device = "auto", split = "test";
   std::vector<double> mean, std;
   int64_t batch_size = 0;
+  std::string tta = "none";
   bool json = false;
 };
 
@@ -54,18 +55,23 @@ int evaluate(const Options& o) {
 
   Net net(*backend, config.model.name, model_options(config, images), 0);
   load_weights(weights, *backend, net.params());
-  const Accuracy a = net.evaluate(upload_source(*backend, images, config.data.mean, config.data.std),
-                                  config.train.eval_batch_size, images.classes);
+  const BatchSource source = upload_source(*backend, images, config.data.mean, config.data.std);
+  const Accuracy a = net.evaluate(source, config.train.eval_batch_size, images.classes);
+  const Accuracy views =
+      o.tta == "none" ? a : net.evaluate(source, config.train.eval_batch_size, images.classes, test_views(o.tta));
   if (o.json) {
     nlohmann::ordered_json per_class = nlohmann::ordered_json::array();
     for (const double acc : a.per_class)
       per_class.push_back(std::isnan(acc) ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(acc));
-    const nlohmann::ordered_json json = {
+    nlohmann::ordered_json json = {
         {"split", o.split}, {"n", a.n}, {"loss", a.loss}, {"acc", a.acc}, {"per_class", per_class}};
+    if (o.tta != "none") json["tta"] = {{"views", o.tta}, {"loss", views.loss}, {"acc", views.acc}};
     fmt::print("{}\n", json.dump());
     return int(Exit::ok);
   }
   fmt::print("{} {}: accuracy {:.2f} %, loss {:.4f}, {} images\n", config.data.name, o.split, 100 * a.acc, a.loss, a.n);
+  if (o.tta != "none")
+    fmt::print("mean over views ({}): accuracy {:.2f} %, loss {:.4f}\n", o.tta, 100 * views.acc, views.loss);
   for (size_t c = 0; c < a.per_class.size(); ++c)
     fmt::print("  {:<12} {:6.2f} %\n", c < images.class_names.size() ? images.class_names[c] : std::to_string(c),
                100 * a.per_class[c]);
@@ -90,6 +96,8 @@ void add_eval(CLI::App& app, Command& command) {
   verb->add_option("--mean", options->mean, "per-channel mean of pixel/255")->delimiter(',');
   verb->add_option("--std", options->std, "per-channel standard deviation of pixel/255")->delimiter(',');
   verb->add_option("--device", options->device, "auto, cpu or cuda");
+  verb->add_option("--tta", options->tta, "beside the plain result, that of the mean over views: flip or flip_shift")
+      ->check(CLI::IsMember({"none", "flip", "flip_shift"}));
   verb->add_option("--batch-size", options->batch_size, "images per batch (no effect on the result)")
       ->check(CLI::Range(1, 65536));
   verb->add_flag("--json", options->json, "JSON on stdout");

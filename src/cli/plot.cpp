@@ -119,7 +119,7 @@ class Canvas {
   void dot(int x, int y, char letter) {
     if (x < 0 || x >= width() || y < 0 || y >= height()) return;
     const int down = height() - 1 - y;
-    char32_t& cell = cells_[size_t(down / high_ * columns_ + x / wide_)];
+    char32_t& cell = cells_[size_t(down / high_) * size_t(columns_) + size_t(x / wide_)];
     if (wide_ == 1) {
       cell = char32_t(letter);
     } else {  // Unicode's numbering of a braille cell's dots
@@ -136,7 +136,7 @@ class Canvas {
   // Behind the curves: only where nothing is.
   void mark(int column, char32_t sign) {
     for (int row = 0; row < rows_; ++row)
-      if (char32_t& cell = cells_[size_t(row * columns_ + column)]; cell == 0) cell = sign;
+      if (char32_t& cell = cells_[size_t(row) * size_t(columns_) + size_t(column)]; cell == 0) cell = sign;
   }
   std::u32string row(int r) const {
     std::u32string out(cells_.begin() + r * columns_, cells_.begin() + (r + 1) * columns_);

@@ -52,7 +52,9 @@ int resume(const std::string& target, const TrainingOptions& o) {
   const Workplace at(config);
   RunFolder run(dir, config, *at.backend, at.data, RunFolder::Existing{});
   Trainer trainer(config, *at.backend, at.data);
-  RunCheckpoints checkpoints(run, config, trainer.steps_per_epoch());
+  Warnings warnings(o.strict);
+  warn(warnings, start_warnings(config, facts_of(trainer.net().params(), at.data.train.size())));
+  RunCheckpoints checkpoints(run, trainer);
   const bool found = checkpoints.load(trainer);
   for (const std::string& note : checkpoints.notes()) tell(note + "\n");
   tell(changes);
@@ -67,12 +69,24 @@ int resume(const std::string& target, const TrainingOptions& o) {
                      std::min(trainer.progress().epoch + 1, config.train.epochs), config.train.epochs));
   else
     tell(fmt::format("{} has no checkpoint yet: it starts at step 0\n", target));
-  return run_training(trainer, run, checkpoints, o);
+  return run_training(trainer, run, checkpoints, at, warnings, o);
 }
 
 struct ForkOptions : TrainingOptions {
   std::string source, config;
 };
+
+// Of a run that goes on from another one's folder; a weights file says nothing about its config.
+std::vector<Warning> warnings_of_change(const fs::path& source, const Config& now, int64_t images) {
+  const fs::path config = source / "config.toml";
+  if (!fs::exists(config)) return {};
+  try {
+    return change_warnings(load_config(config), now, images);
+  } catch (const Error& e) {  // of another version of Linnet, say; the weights may be good all the same
+    tell(fmt::format("note: {} cannot be read, so nothing is said about the changes: {}\n", config.string(), e.what()));
+    return {};
+  }
+}
 
 int fork_run(const ForkOptions& o) {
   Config config = load_config(o.config, o.overrides());
@@ -82,11 +96,15 @@ int fork_run(const ForkOptions& o) {
   const Workplace at(config);
   Trainer trainer(config, *at.backend, at.data);
   trainer.start_from(tensors, weights.string());
+  Warnings warnings(o.strict);
+  std::vector<Warning> known = start_warnings(config, facts_of(trainer.net().params(), at.data.train.size()));
+  std::ranges::copy(warnings_of_change(o.source, config, at.data.train.size()), std::back_inserter(known));
+  warn(warnings, known);
   RunFolder run(o.out.empty() ? new_run_dir(config) : fs::path(o.out), config, *at.backend, at.data);
-  RunCheckpoints checkpoints(run, config, trainer.steps_per_epoch());
+  RunCheckpoints checkpoints(run, trainer);
   checkpoints.save_now(trainer);  // the run's first state: without it a resume would start from random weights
   tell(fmt::format("{} from the weights {}\nrun: {}\n", config.model.name, weights.string(), run.dir().string()));
-  return run_training(trainer, run, checkpoints, o);
+  return run_training(trainer, run, checkpoints, at, warnings, o);
 }
 
 }  // namespace

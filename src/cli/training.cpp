@@ -39,6 +39,17 @@ double seconds_of(const std::string& text) {
   return value * factor;
 }
 
+// A warning that --strict makes an error: the weights are good.
+struct StrictError : Error {
+  using Error::Error;
+};
+
+// W13, with what the trainer cannot know: how a person can see whether it is the data.
+std::string with_advice(const Diverged& d) {
+  return fmt::format("{}, and check the data: linnet data verify. The last good step was {} (W13)", d.what(),
+                     d.bad.step);
+}
+
 }  // namespace
 
 std::vector<std::string> TrainingOptions::overrides() const {
@@ -58,13 +69,21 @@ void TrainingOptions::add_to(CLI::App& verb, bool fresh) {
   verb.add_option("--epochs", epochs, "the same as --set train.epochs=");
   verb.add_option("--max-time", max_time, "save and stop after this time (90s, 15m, 1.5h), as SIGTERM does");
   verb.add_flag("--json", json, "print the run's summary as JSON on stdout");
+  verb.add_flag("--strict", strict, "warnings end the run: `linnet list warnings`");
 }
 
 Workplace::Workplace(Config& config) : backend(make_backend(config.train.device)), data(load_run_data(config)) {
   data.test();  // a damaged test set shows now, not after hours of training; it is measured once, at the end
 }
 
-int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, const TrainingOptions& o) {
+void warn(Warnings& warnings, const std::vector<Warning>& found) {
+  for (const Warning& w : found)
+    if (const std::string line = warnings.tell_once(w); !line.empty()) tell(line + "\n");
+  if (warnings.fatal()) fail(Exit::usage, "{}", warnings.reason());
+}
+
+int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, const Workplace& at, Warnings& warnings,
+                 const TrainingOptions& o) {
   using Clock = std::chrono::steady_clock;
   const double limit = seconds_of(o.max_time);
   const auto started = Clock::now();
@@ -76,10 +95,21 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
   std::signal(SIGPIPE, SIG_IGN);  // `linnet train ... | head` must not lose the run
   const Config& config = trainer.config();
   Console console(config.train.epochs, trainer.steps_per_epoch(), config.train.batch_size, trainer.global_step());
+  Watchdog watchdog(config, at.data.train.classes, [&](const Warning& w) {
+    const std::string line = warnings.tell_once(w);
+    if (line.empty()) return;
+    console.clear();
+    tell(line + "\n");
+  });
   Outcome outcome;
   std::string reason;
   try {
-    outcome = trainer.run({&run, &checkpoints, &console}, [&] { return caught != 0 || out_of_time(); });
+    outcome = trainer.run({&run, &checkpoints, &console, &watchdog},
+                          [&] { return caught != 0 || out_of_time() || warnings.fatal(); });
+    if (warnings.fatal()) {
+      checkpoints.save_now(trainer);
+      throw StrictError(Exit::diverged, warnings.reason());
+    }
     if (outcome == Outcome::interrupted) {
       reason = caught ? fmt::format("signal {}", int(caught)) : "--max-time";
       checkpoints.save_now(trainer);
@@ -92,8 +122,10 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
     console.clear();
     const auto* error = dynamic_cast<const Error*>(&e);
     const auto* diverged = dynamic_cast<const Diverged*>(&e);
-    const bool bad = error && error->exit == Exit::diverged;
-    run.fail_run(bad ? "diverged" : "failed", e.what(), bad ? nullptr : &trainer, diverged ? &diverged->bad : nullptr);
+    const bool bad = error && error->exit == Exit::diverged && !dynamic_cast<const StrictError*>(&e);
+    const std::string why = diverged ? with_advice(*diverged) : e.what();
+    run.fail_run(bad ? "diverged" : "failed", why, bad ? nullptr : &trainer, diverged ? &diverged->bad : nullptr);
+    if (diverged) throw Diverged(why, diverged->bad);
     throw;
   }
   console.clear();

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "linnet/run.h"
+#include "linnet/warnings.h"
 
 namespace CLI {
 class App;
@@ -32,7 +33,11 @@ struct Workplace {
   explicit Workplace(Config& config);
 };
 
+// Prints what can be said before the first step. Error(Exit::usage) with --strict, if there was any.
+void warn(Warnings& warnings, const std::vector<Warning>& found);
+
 // Trains from where `trainer` stands; returns the exit code. The folder gets weights and summary however it ends.
-int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, const TrainingOptions& options);
+int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, const Workplace& at, Warnings& warnings,
+                 const TrainingOptions& options);
 
 }  // namespace linnet

@@ -200,6 +200,10 @@ const OptimizerEntry* optimizer_named(std::string_view name) {
     if (entry.name == name) return &entry;
   return nullptr;
 }
+bool is_sound(const OptimizerConfig& o) {
+  const OptimizerEntry* entry = optimizer_named(o.name);
+  return entry && entry->check(o).empty();
+}
 
 using Field = std::variant<std::string*, bool*, int64_t*, double*, std::vector<double>*>;
 
@@ -585,8 +589,15 @@ class Reader {
     check_schedule(root_, "schedule.", config_.schedule, config_.optimizer.lr, first_span,
                    first_span == config_.train.epochs ? "train.epochs" : "the first phase's epochs");
     size_t at = 0;
-    for (const GroupConfig& group : config_.groups) check_optimizer(scopes_[at++], "group.", group.optimizer);
+    for (const GroupConfig& group : config_.groups) {
+      Scope& scope = scopes_[at++];
+      check_optimizer(scope, "group.", group.optimizer);
+      for (const auto& [name, place] : scope.given)
+        if (group.frozen && name != "group.match" && name != "group.frozen")
+          add(place, fmt::format("'{}' is not used in a frozen group", name), "remove it, or remove `frozen`");
+    }
     int64_t last = 0;
+    const OptimizerConfig* before = &config_.optimizer;
     for (const PhaseConfig& phase : config_.phases) {
       Scope& scope = scopes_[at++];
       check_optimizer(scope, "phase.optimizer.", phase.optimizer);
@@ -600,6 +611,16 @@ class Reader {
            fmt::format("a phase must start before train.epochs = {}, got epoch {}", config_.train.epochs, phase.epoch));
       rule(scope, phase.plateau == 0 || config_.data.val > 0, {"phase.plateau"},
            "a plateau is seen on the validation images, and data.val = 0");
+      rule(scope, phase.schedule.name != "plateau" || config_.data.val > 0, {"phase.schedule.name"},
+           "the plateau schedule watches the validation images, and data.val = 0");
+      rule(scope,
+           phase.state != "carried" || !is_sound(*before) || !is_sound(phase.optimizer) ||
+               can_carry(make_rule(*before), make_rule(phase.optimizer)),
+           {"phase.state"},
+           fmt::format("from {} to {} there is no average of the gradient, and nothing else, to carry; use state = "
+                       "\"fresh\"",
+                       before->name, phase.optimizer.name));
+      before = &phase.optimizer;
       last = std::max(last, phase.epoch);
     }
   }
@@ -657,6 +678,7 @@ class Reader {
 
   void check_schedule(Scope& scope, const std::string& prefix, const ScheduleConfig& s, double lr, int64_t epochs,
                       std::string_view length = "train.epochs") {
+    if (epochs <= 0) return;  // of a phase out of order: that is said by itself
     for (const auto& [leaves, message] : schedule_problems(s, lr, epochs, length)) {
       std::vector<std::string_view> keys;
       for (std::string_view key : leaves) {

@@ -16,6 +16,19 @@ Tensor upload(Backend& backend, const Shape& shape, DType dtype, const void* dat
   return t;
 }
 
+// The test images are read at the start, to see that they can be, and at the end: they must be the same then.
+std::function<Images()> unchanged(const std::function<Images()>& load) {
+  return [load, first = std::make_shared<std::string>()] {
+    Images images = load();
+    const std::string now = digest(images);
+    if (first->empty()) *first = now;
+    if (now != *first)
+      fail(Exit::data, "the test images changed while the run went on: their XXH3 was {}, and now it is {}", *first,
+           now);
+    return images;
+  };
+}
+
 }  // namespace
 
 RunData load_run_data(Config& config) {
@@ -33,7 +46,7 @@ RunData load_run_data(Config& config) {
            "CIFAR-10 is not on this machine. Download it with `linnet data get cifar10`, name the folder that holds it "
            "in $LINNET_DATA or data.path, or train on generated images with --set data.name=synthetic");
     all = load_cifar10(path, Split::train);
-    data.test = [=] { return load_cifar10(path, Split::test); };
+    data.test = unchanged([=] { return load_cifar10(path, Split::test); });
   }
   const HoldOut split = hold_out(all.size(), config.data.val);
   data.train = subset(all, split.train);
@@ -124,6 +137,16 @@ Accuracy Net::evaluate(const BatchSource& given, int64_t batch_size, int classes
   result.loss /= double(n);
   result.acc /= double(n);
   return result;
+}
+
+std::vector<View> test_views(const std::string& tta) {
+  if (tta == "none") return {View{}};
+  std::vector<std::pair<int, int>> shifts = {{0, 0}};
+  if (tta == "flip_shift") shifts.insert(shifts.end(), {{-1, -1}, {1, 1}});
+  std::vector<View> views;
+  for (const auto& [dx, dy] : shifts)
+    for (const bool flip : {false, true}) views.push_back({flip, dx, dy});
+  return views;
 }
 
 }  // namespace linnet

@@ -467,6 +467,13 @@ int words_moved(const Rule& rule) {
   return std::visit([](const auto& r) { return 3 + 2 * r.kSlots + (r.kShifts ? 4 : 0); }, rule);
 }
 
+bool can_carry(const Rule& from, const Rule& to) {
+  const auto moment = [](const Rule& rule) {
+    return std::visit([]<class R>(const R&) { return R::kFirstMoment; }, rule);
+  };
+  return from.index() == to.index() || (moment(from) >= 0 && moment(to) == 0 && slots_of(to) == 1);
+}
+
 GroupStep group_step(const Rule& rule, double lr, double weight_decay, int64_t t) {
   GroupStep p{.lr = lr, .weight_decay = weight_decay, .t = t};
   std::visit([&](const auto& r) { r.factors(p); }, rule);

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <fmt/chrono.h>
 #include <sys/stat.h>
-#include <xxhash.h>
 
 #include <cerrno>
 #include <chrono>
@@ -26,9 +25,10 @@ namespace fs = std::filesystem;
 // JSON has no NaN: such a value becomes null.
 Json number(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
 
-std::string hash_of(const Images& images) {
-  return fmt::format("{:016x}", XXH3_64bits_withSeed(images.pixels.data(), images.pixels.size(),
-                                                     XXH3_64bits(images.labels.data(), images.labels.size() * 4)));
+Json describe(const Images& images) { return {{"images", images.size()}, {"xxh3", digest(images)}}; }
+
+Json describe(const RunData& data) {
+  return {{"train", describe(data.train)}, {"val", describe(data.val)}, {"test", describe(data.test())}};
 }
 
 std::string utc_now() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))); }
@@ -93,6 +93,48 @@ void Log::sync() {
 
 // ---- RunFolder -----------------------------------------------------------------------------------------------------
 
+namespace {
+
+// What write_file_atomically leaves when it is killed.
+bool is_left_over(const fs::path& file) {
+  const std::string name = file.filename().string();
+  return name.starts_with(".linnet-") && name.ends_with(".tmp");
+}
+
+void remove_left_overs(const fs::path& dir) {
+  std::vector<fs::path> found;
+  for (const auto& entry : fs::directory_iterator(dir))
+    if (is_left_over(entry.path())) found.push_back(entry.path());
+  std::error_code ignored;  // they take space and do no harm
+  for (const fs::path& file : found) fs::remove(file, ignored);
+}
+
+// A row of metrics.jsonl as it was reported.
+Row row_of(const Json& json) {
+  Row row{.kind = json.at("kind"), .epoch = json.at("epoch"), .step = json.at("step"), .hash = json.value("hash", "")};
+  for (const auto& [name, value] : json.items())
+    if (name != "schema" && name != "epoch" && name != "step" && !value.is_string())
+      row.values.emplace_back(name, value.is_null() ? std::nan("") : value.get<double>());
+  return row;
+}
+
+// The last row of a kind in a log; an empty one if there is none.
+Row last_row(const fs::path& log, const std::string& kind) {
+  const std::string text = read_file(log, uint64_t(1) << 40, Exit::checkpoint);
+  const std::string mark = fmt::format("\"kind\":\"{}\"", kind);
+  const size_t at = text.rfind(mark);
+  if (at == text.npos) return {};
+  const size_t before = text.rfind('\n', at), begin = before == text.npos ? 0 : before + 1;
+  try {
+    return row_of(parse_json(text.substr(begin, text.find('\n', at) - begin), log.string(), Exit::checkpoint));
+  } catch (const Json::exception& e) {
+    fail(Exit::checkpoint, "{}: its last row of kind '{}' is not one that Linnet wrote: {}", log.string(), kind,
+         e.what());
+  }
+}
+
+}  // namespace
+
 RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend, const RunData& data) : dir_(dir) {
   std::error_code error;
   if (fs::exists(dir, error) && !fs::is_directory(dir, error))
@@ -105,13 +147,13 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
     fail(Exit::usage, "there is a run in {} already: go on with it by `linnet resume`, or choose another with --out",
          dir.string());
   for (const auto& entry : fs::directory_iterator(dir))
-    if (entry.path().filename() != "LOCK")  // of a run that was killed before it began
+    if (entry.path().filename() != "LOCK" && !is_left_over(entry.path()))  // of a run that was killed before it began
       fail(Exit::usage, "the run folder {} exists and is not empty; choose another with --out", dir.string());
   lock_ = std::make_unique<RunLock>(dir);
   if (fs::exists(dir / "config.toml", error))
     fail(Exit::locked, "another process has just started a run in {}", dir.string());
-  write_file_atomically(dir / "config.toml", to_toml(config), Exit::checkpoint);
   open(config, backend, data);
+  begin();
 }
 
 RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend, const RunData& data, Existing)
@@ -119,32 +161,49 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
   std::error_code error;
   if (fs::exists(dir / "env.json", error)) {
     const Json env = read_json(dir / "env.json", Exit::checkpoint);
-    const std::string now = hash_of(data.train), then = env.value("/data/train/xxh3"_json_pointer, now);
-    if (now != then)
-      fail(
-          Exit::data,
-          "the run in {} was trained on other images: their XXH3 was {}, and now it is {}; set data.path to the images "
-          "of then, or start a new run with `linnet fork`",
-          dir.string(), then, now);
+    const Json now = describe(data);
+    for (const char* split : {"train", "val", "test"}) {
+      const auto digest = Json::json_pointer(fmt::format("/{}/xxh3", split));
+      const std::string was = env.value("data", Json::object()).value(digest, ""), is = now.value(digest, "");
+      if (!was.empty() && was != is)
+        fail(
+            Exit::data,
+            "the run in {} was trained with other {} images: their XXH3 was {}, and now it is {}; set data.path to the "
+            "images of then, or start a new run with `linnet fork`",
+            dir.string(), split, was, is);
+    }
   }
-  write_file_atomically(dir / "config.toml", to_toml(config), Exit::checkpoint);
+  if (fs::exists(dir / "summary.json", error)) {
+    const std::string status = read_json(dir / "summary.json", Exit::checkpoint).value("status", "");
+    was_saved_ = status == "done" || status == "interrupted";
+  }
   open(config, backend, data);
 }
 
-RunFolder::~RunFolder() = default;
+RunFolder::~RunFolder() {
+  if (begun_ && status_ == "running") fail_run("failed", "it ended before the training began", nullptr, nullptr);
+}
 
 void RunFolder::open(const Config& config, Backend& backend, const RunData& data) {
   Json env = {{"linnet", version()}, {"compiler", LINNET_COMPILER}, {"started", utc_now()}};
   for (const auto& [key, value] : backend.info()) env[key] = value;
-  env["data"] = {{"name", config.data.name},
-                 {"train", {{"images", data.train.size()}, {"xxh3", hash_of(data.train)}}},
-                 {"val", {{"images", data.val.size()}, {"xxh3", hash_of(data.val)}}}};
-  write_file_atomically(dir_ / "env.json", env.dump(2) + "\n", Exit::checkpoint);
-  facts_ = {{"linnet", version()}, {"compiler", LINNET_COMPILER}, {"data", hash_of(data.train)}};
+  env["data"] = describe(data);
+  env["data"]["name"] = config.data.name;
+  config_ = to_toml(config);
+  env_ = env.dump(2) + "\n";
+  facts_ = {{"linnet", version()}, {"compiler", LINNET_COMPILER}, {"data", digest(data.train)}};
   for (const auto& [key, value] : backend.info())
     if (key != "threads") facts_[key] = value;  // any number of threads gives the same bits
+}
+
+// From here on the folder is that of a run with this config.
+void RunFolder::begin() {
+  remove_left_overs(dir_);
+  write_file_atomically(dir_ / "config.toml", config_, Exit::checkpoint);
+  write_file_atomically(dir_ / "env.json", env_, Exit::checkpoint);
   metrics_ = std::make_unique<Log>(dir_ / "metrics.jsonl");
   timing_ = std::make_unique<Log>(dir_ / "timing.jsonl");
+  begun_ = true;
   write_summary();
 }
 
@@ -157,11 +216,13 @@ RunState RunFolder::state() const {
 }
 
 void RunFolder::restore(const RunState& s) {
+  if (!begun_) begin();
   metrics_->cut(s.metrics_bytes);
   timing_->cut(s.timing_bytes);
   state_ = s;
   started_ = std::chrono::steady_clock::now();
-  last_epoch_ = test_ = {};
+  last_epoch_ = last_row(dir_ / "metrics.jsonl", "epoch");
+  test_ = {};
 }
 
 void RunFolder::sync_logs() {

@@ -24,6 +24,15 @@ struct Snapshot {
   RunState run;
 };
 
+// Of a checkpoint: MANIFEST.json and state.json, and what the file system rounds up.
+constexpr uint64_t kSmallFiles = 64 << 10;
+
+// Steps between two checkpoints; 0: none but at the end.
+int64_t interval_of(const Trainer& trainer) {
+  const double epochs = trainer.config().checkpoint.epochs;
+  return epochs > 0 ? std::max<int64_t>(1, std::llround(epochs * double(trainer.steps_per_epoch()))) : 0;
+}
+
 Snapshot take(Trainer& trainer, const RunFolder& run) {
   Snapshot s;
   for (const auto& [name, tensor] : trainer.tensors()) {
@@ -71,14 +80,14 @@ RunState run_state(const Json& json) {
 
 }  // namespace
 
-RunCheckpoints::RunCheckpoints(RunFolder& run, const Config& config, int64_t steps_per_epoch)
-    : run_(run),
-      interval_(config.checkpoint.epochs > 0
-                    ? std::max<int64_t>(1, std::llround(config.checkpoint.epochs * double(steps_per_epoch)))
-                    : 0),
-      epochs_(config.train.epochs) {
-  const auto folder = run.dir() / "checkpoints";
-  store_ = std::make_unique<CheckpointStore>(folder, Retention{int(config.checkpoint.keep), config.checkpoint.every});
+RunCheckpoints::RunCheckpoints(RunFolder& run, Trainer& trainer)
+    : run_(run), interval_(interval_of(trainer)), epochs_(trainer.config().train.epochs) {
+  const auto& config = trainer.config().checkpoint;
+  store_ = std::make_unique<CheckpointStore>(run.dir() / "checkpoints", Retention{int(config.keep), config.every});
+  uint64_t bytes = kSmallFiles;
+  for (const auto& [name, tensor] : trainer.tensors()) bytes += tensor.bytes();
+  const auto saved = int64_t(store_->steps().size());  // of a run that is resumed: they have their place already
+  require_free_space(run.dir(), bytes, int(std::max<int64_t>(0, config.keep - saved)));
   writer_ = std::make_unique<CheckpointWriter>(*store_, [](const CheckpointWriter::Done&) {});
 }
 
@@ -96,10 +105,10 @@ void RunCheckpoints::submit(Trainer& trainer, bool best) {
 
 void RunCheckpoints::on_boundary(Trainer& trainer, bool epoch_done) {
   const RunState run = run_.state();
-  const bool best = epoch_done && run.best_val_acc > best_val_acc_;
+  const bool best = epoch_done && run.best_val_acc > best_val_acc_;  // of this epoch: each better one is saved
   const bool over = epoch_done && (trainer.progress().epoch >= epochs_ || trainer.progress().stopped);
   const bool due = interval_ > 0 && trainer.global_step() % interval_ == 0;
-  if (!due && !over) return;
+  if (!due && !over && !(best && interval_ > 0)) return;
   if (epoch_done) best_val_acc_ = std::max(best_val_acc_, run.best_val_acc);
   submit(trainer, best);
 }
@@ -111,6 +120,15 @@ void RunCheckpoints::save_now(Trainer& trainer) {
   writer_->wait();
 }
 
+bool RunCheckpoints::on_rewind(Trainer& trainer) {
+  try {
+    writer_->wait();
+  } catch (const Error& e) {  // it has not saved weights that are not finite: back to those before
+    if (e.exit != Exit::diverged) throw;
+  }
+  return !store_->steps().empty() && load(trainer);
+}
+
 bool RunCheckpoints::load(Trainer& trainer) {
   writer_->wait();
   notes_.clear();
@@ -118,6 +136,11 @@ bool RunCheckpoints::load(Trainer& trainer) {
   const std::optional<Checkpoint> found = store_->load_latest(rejected);
   for (const Rejected& r : rejected) notes_.push_back(fmt::format("checkpoint {} is not used: {}", r.name, r.reason));
   if (!found) {
+    if (run_.was_saved())
+      fail(Exit::checkpoint,
+           "the checkpoints of {} are gone, and starting over would lose its weights and metrics; start a new run from "
+           "the weights with `linnet fork`",
+           run_.dir().string());
     run_.restore({});
     return false;
   }

@@ -54,15 +54,6 @@ Augment augment_of(const Config& config) {
   return a;
 }
 
-std::vector<View> test_views(const std::string& tta) {
-  std::vector<View> views;
-  const std::vector<std::pair<int, int>> shifts =
-      tta == "flip_shift" ? std::vector<std::pair<int, int>>{{0, 0}, {-1, -1}, {1, 1}} : std::vector{std::pair{0, 0}};
-  for (const auto& [dx, dy] : shifts)
-    for (const bool flip : {false, true}) views.push_back({flip, dx, dy});
-  return views;
-}
-
 }  // namespace
 
 double Row::operator[](std::string_view name) const {
@@ -127,11 +118,12 @@ Trainer::Trainer(const Config& config, Backend& backend, const RunData& data)
 // `restored`: the updater's state is that of the phase already.
 void Trainer::enter_phase(int64_t phase, bool restored) {
   if (!restored) {
+    const double last_lr = learning_rate(at_.step - 1) / updater_.base_lr();
     at_.phase = phase;
     at_.phase_step = at_.step;
     at_.phase_epoch = at_.epoch;
     at_.phase_watch = {};
-    updater_.start_phase(int(phase), at_.step);
+    updater_.start_phase(int(phase), at_.step, last_lr);
     at_.update_start = updater_.update_start();
   }
   const ScheduleConfig& schedule = phase == 0 ? config_.schedule : config_.phases[size_t(phase) - 1].schedule;
@@ -255,12 +247,15 @@ BadStep Trainer::examine_bad_step(int64_t step) {
   const Progress now = at_;
   at_.step = step;
   at_.in_epoch = now.in_epoch - (now.step - step);
+  for (; at_.in_epoch < 0; at_.in_epoch += steps_per_epoch_) --at_.epoch;  // bad steps in a row may span epochs
+  if (at_.epoch != now.epoch) begin_epoch();
   BadStep bad{.step = step, .epoch = at_.epoch};
   const auto look = [&](const Tensor& x, const std::string& what) {
     if (bad.where.empty() && !all_finite(backend_, x)) bad.where = what;
   };
   for (const Param* p : net_.params().params()) look(p->master, "weight " + p->name);
   tape_.watch([&](const Tensor& y, Op op) {
+    look(batch_, "the images");
     if (op.param && bad.where.empty()) look(op.param->master, "weight " + op.param->name);
     if (std::string_view(op.name) != "flatten")
       look(y, op.param ? fmt::format("{} {}", op.name, op.param->name) : op.name);
@@ -280,6 +275,7 @@ BadStep Trainer::examine_bad_step(int64_t step) {
   const int64_t begin = first * config_.train.batch_size;
   bad.samples.assign(order_.begin() + begin, order_.begin() + begin + images);
   at_ = now;
+  if (bad.epoch != now.epoch) begin_epoch();
   return bad;
 }
 
@@ -324,7 +320,9 @@ Outcome Trainer::run(const std::vector<Observer*>& observers, const std::functio
                       {"train/acc", sums.mean_correct()},
                       {"lr", learning_rate(at_.step - 1)},
                       {"grad_norm", double(result.grad_norm)}};
-        if (smooth_) row.values.emplace_back("train/loss_smooth", smooth_->update(sums.mean_loss()));
+        if (smooth_)  // a row of which all steps were skipped has no loss
+          row.values.emplace_back("train/loss_smooth",
+                                  sums.images > 0 ? smooth_->update(sums.mean_loss()) : smooth_->value());
         if (config_.clip.norm > 0)
           row.values.emplace_back("clipped_share", double(result.clipped) / double(at_.step - result.skipped));
         if (result.skipped > 0) row.values.emplace_back("skipped", double(result.skipped));
@@ -336,7 +334,13 @@ Outcome Trainer::run(const std::vector<Observer*>& observers, const std::functio
         for (Observer* o : observers) o->on_boundary(*this, false);
     }
     const double t = now_s();
-    Row row = epoch_row(t - std::exchange(epoch_mark, t));
+    Row row;
+    try {
+      row = epoch_row(t - std::exchange(epoch_mark, t));
+    } catch (const Diverged&) {
+      if (!rewound()) throw;
+      continue;
+    }
     const bool over = end_epoch(row);
     report(row);
     at_.stopped = over;

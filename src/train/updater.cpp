@@ -43,11 +43,22 @@ Updater::Updater(Backend& backend, const Config& config, double lr_scale)
       clip_{float(config.clip.norm), float(config.clip.value)} {
   for (int phase = 0; phase <= int(config.phases.size()); ++phase)
     for (const Group& group : groups_of(phase)) slots_ = std::max(slots_, slots_of(group.rule));
+  for (int phase = 1; phase <= int(config.phases.size()); ++phase) {  // now, not when it comes after hours of training
+    if (config.phases[size_t(phase) - 1].state != "carried") continue;
+    const std::vector<Group> before = groups_of(phase - 1), after = groups_of(phase);
+    for (size_t g = 0; g < after.size(); ++g)
+      if (!can_carry(before[g].rule, after[g].rule))
+        fail(Exit::usage,
+             "[[phase]] {} has state = \"carried\", but from the optimizer before it there is no average of the "
+             "gradient, and nothing else, to carry; use state = \"fresh\"",
+             phase);
+  }
   groups_ = groups_of(0);
   select(0, 0);
 }
 
-// Group 0 is [optimizer] or the phase's; a [[group]] keeps its ratio to it in a later phase.
+// Group 0 is [optimizer] or the phase's. In a later phase a [[group]] keeps the ratio of its learning rate, and its own
+// optimizer as long as the phase has that of the run.
 std::vector<Updater::Group> Updater::groups_of(int phase) const {
   const OptimizerConfig& run = config_.optimizer;
   const OptimizerConfig& now = phase == 0 ? run : config_.phases[size_t(phase) - 1].optimizer;
@@ -56,7 +67,8 @@ std::vector<Updater::Group> Updater::groups_of(int phase) const {
     if (group.frozen) continue;
     const OptimizerConfig& o = group.optimizer;
     const bool same_decay = o.weight_decay == run.weight_decay;
-    groups.push_back({o.lr / run.lr, same_decay ? now.weight_decay : o.weight_decay, make_rule(phase == 0 ? o : now)});
+    const bool own = phase == 0 || (o.name != run.name && now.name == run.name);
+    groups.push_back({o.lr / run.lr, same_decay ? now.weight_decay : o.weight_decay, make_rule(own ? o : now)});
   }
   return groups;
 }
@@ -124,10 +136,10 @@ void Updater::select(int phase, int64_t step) {
   for (const Group& group : groups_) rules_.push_back(group.rule);
 }
 
-void Updater::start_phase(int phase, int64_t step) {
+void Updater::start_phase(int phase, int64_t step, double last_lr_factor) {
   const std::vector<Rule> before = rules_;
   StepParams last;
-  if (step > first_) fill(last, step - 1, 1);
+  if (step > first_) fill(last, step - 1, last_lr_factor);
   const int64_t first = first_;
   const bool carried = phase > 0 && config_.phases[size_t(phase) - 1].state == "carried";
   select(phase, step);
@@ -135,26 +147,22 @@ void Updater::start_phase(int phase, int64_t step) {
   if (!carried) return backend_.zero(flat.slots);
 
   first_ = first;  // the state goes on, and so does the count of its updates
+  StepParams now;
+  fill(now, step - 1, 1);
   for (size_t g = 0; g < rules_.size(); ++g) {
-    if (rules_[g].index() == before[g].index()) continue;
     const Segment& s = flat.segments[g];
     const int from = linnet::first_moment(before[g]), to = linnet::first_moment(rules_[g]);
+    const bool same = rules_[g].index() == before[g].index();
     const auto slot = [&](int k) { return flat.slots.slice(k * flat.n + s.begin, {s.n}); };
-    if (from < 0 || to != 0 || slots_of(rules_[g]) != 1)
-      fail(Exit::usage,
-           "[[phase]] state = \"carried\": from {} to {} there is no average of the gradient, and nothing else, to "
-           "carry; "
-           "use state = \"fresh\"",
-           phase == 1 ? config_.optimizer.name : config_.phases[size_t(phase) - 2].optimizer.name,
-           config_.phases[size_t(phase) - 1].optimizer.name);
-    StepParams now;
-    fill(now, step - 1, 1);
-    const float factor =
-        float(first_moment_gain(rules_[g], now.group[g]) / first_moment_gain(before[g], last.group[g]));
+    if (!same && from != to) backend_.copy(slot(to), slot(from));
+    for (int k = 1; !same && k < slots_; ++k) backend_.zero(slot(k));
+    if (from < 0) continue;
+    // The average of the gradient stays the same; what a form makes of it (a sum, times lr, ...) changes.
+    const double is = first_moment_gain(rules_[g], now.group[g]), was = first_moment_gain(before[g], last.group[g]);
+    if (is == was) continue;
+    const float factor = was == 0 ? 0 : float(is / was);
     backend_.upload(factor_, &factor);
-    if (from != 0) backend_.copy(slot(0), slot(from));
-    backend_.scale_by(slot(0), slot(0), factor_);
-    for (int k = 1; k < slots_; ++k) backend_.zero(slot(k));
+    backend_.scale_by(slot(to), slot(to), factor_);
   }
 }
 
@@ -220,7 +228,12 @@ void Updater::with_average(int64_t updates, const std::function<void()>& use) {
     backend_.scale_by(flat.master, flat.master, factor_);
     backend_.scale_by(flat.buffers, flat.buffers, factor_);
   }
-  use();
+  try {
+    use();
+  } catch (...) {  // of an average that is not finite: the weights stay what they are all the same
+    put(saved, saved_buffers);
+    throw;
+  }
   put(saved, saved_buffers);
 }
 

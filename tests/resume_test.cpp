@@ -1,0 +1,396 @@
+// A run that was stopped at any step and resumed is, bit for bit, the run that was never stopped.
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "linnet/error.h"
+#include "linnet/optimizer.h"
+#include "linnet/run.h"
+#include "tests/temp_dir.h"
+#include "tests/tiny_run.h"
+
+namespace linnet {
+namespace {
+
+std::string text_of(const Row& row) {
+  std::string text = fmt::format("{} {} {} {}", row.kind, row.epoch, row.step, row.hash);
+  for (const auto& [name, value] : row.values) text += fmt::format(" {}={:a}", name, value);
+  return text;
+}
+
+std::vector<std::string> texts_of(const std::vector<Row>& rows, size_t first) {
+  std::vector<std::string> texts;
+  for (size_t i = first; i < rows.size(); ++i) texts.push_back(text_of(rows[i]));
+  return texts;
+}
+
+// All of a trainer's state as a checkpoint holds it: JSON text and arrays.
+struct State {
+  std::string progress, hash;
+  std::vector<std::vector<float>> tensors;
+  size_t rows;
+};
+
+// Keeps the state at every boundary between two steps.
+struct Recorder : Observer {
+  explicit Recorder(const TinyRun& run) : run(run) {}
+  void on_boundary(Trainer& trainer, bool) override {
+    State s{trainer.progress().to_json(), trainer.state_hash(), {}, run.rows.size()};
+    for (const auto& [name, tensor] : trainer.tensors()) {
+      s.tensors.emplace_back(size_t(tensor.numel()));
+      trainer.net().backend().download(s.tensors.back().data(), tensor);
+    }
+    states.push_back(std::move(s));
+  }
+  const TinyRun& run;
+  std::vector<State> states;
+};
+
+void put(Trainer& trainer, const State& s) {
+  const auto tensors = trainer.tensors();
+  ASSERT_EQ(tensors.size(), s.tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    ASSERT_EQ(size_t(tensors[i].second.numel()), s.tensors[i].size()) << tensors[i].first;
+    trainer.net().backend().upload(tensors[i].second, s.tensors[i].data());
+  }
+  trainer.restore(Progress::from_json(s.progress, "a test"));
+}
+
+struct Case {
+  std::string label, model;
+  std::function<void(Config&)> change;
+  // At the end: whether the run came to what the case is for.
+  std::function<bool(const Progress&)> reached = [](const Progress&) { return true; };
+};
+void PrintTo(const Case& c, std::ostream* out) { *out << c.label; }
+
+OptimizerConfig optimizer(const std::string& name, double lr) {
+  OptimizerConfig o = default_settings(name, "pytorch");
+  o.lr = lr;
+  return o;
+}
+
+PhaseConfig phase_at(int64_t epoch, const OptimizerConfig& o, const std::string& state) {
+  PhaseConfig phase{.epoch = epoch, .state = state, .optimizer = o};
+  phase.schedule.name = "constant";
+  return phase;
+}
+
+const std::vector<Case> kCases = {
+    {"SgdWithoutMomentum", "linear", [](Config& c) { c.optimizer.momentum = 0; }},
+    {"SgdBatchNorm", "resnet20", [](Config& c) { c.data.drop_last = false, c.train.batch_size = 40; }},
+    {"Nag", "mlp",
+     [](Config& c) {
+       c.optimizer = optimizer("nag", 0.01);
+       c.schedule.name = "cosine";
+     }},
+    {"AdamAmsgrad", "mlp",
+     [](Config& c) {
+       c.optimizer = optimizer("adam", 1e-3);
+       c.optimizer.amsgrad = true;
+     }},
+    {"Nadam", "mlp", [](Config& c) { c.optimizer = optimizer("nadam", 1e-3); }},
+    {"Radam", "mlp", [](Config& c) { c.optimizer = optimizer("radam", 1e-3); }},
+    {"RmspropCenteredMomentum", "mlp",
+     [](Config& c) {
+       c.optimizer = optimizer("rmsprop", 1e-3);
+       c.optimizer.centered = true;
+       c.optimizer.momentum = 0.9;
+     }},
+    {"Lion", "mlp", [](Config& c) { c.optimizer = optimizer("lion", 1e-4); }},
+    {"Muon", "convnet", [](Config& c) { c.optimizer = optimizer("muon", 0.01); }},
+    {"Adagrad", "mlp",
+     [](Config& c) {
+       c.optimizer = optimizer("adagrad", 0.01);
+       c.optimizer.initial_accumulator_value = 0.1;
+       c.optimizer.lr_decay = 0.1;
+     }},
+    {"Lookahead", "mlp", [](Config& c) { c.lookahead = {.k = 4, .alpha = 0.5}; }},
+    {"EmaFromTheFirst", "convnet",
+     [](Config& c) {
+       c.ema = {0.9, "first"};
+     }},
+    {"EmaFromZero", "mlp",
+     [](Config& c) {
+       c.ema = {0.9, "zero"};
+     }},
+    {"EmaCorrected", "convnet",
+     [](Config& c) {
+       c.ema = {0.9, "corrected"};
+     }},
+    {"ClipBySize", "mlp",
+     [](Config& c) {
+       c.clip = {.norm = 1.0, .value = 0.02};
+       c.log.interval = 2;
+     },
+     [](const Progress& p) { return p.result.clipped > 0; }},
+    {"AccumulateWithATail", "convnet",
+     [](Config& c) {
+       c.train.batch_size = 20;  // 96 images: batches 20 20 | 20 20 | 16
+       c.train.accumulate = 2;
+       c.data.drop_last = false;
+       c.model.dropout = 0.3;
+     }},
+    {"FullBatch", "mlp",
+     [](Config& c) {
+       c.train.accumulate = 0;
+       c.train.epochs = 5;
+       c.log.interval = 2;
+     }},
+    {"Plateau", "mlp",
+     [](Config& c) {
+       c.schedule.name = "plateau";
+       c.schedule.patience = 0;
+       c.schedule.threshold = 0.3;
+       c.schedule.cooldown = 1;
+       c.train.epochs = 5;
+     },
+     [](const Progress& p) { return p.plateau.factor < 1; }},
+    {"PhasesFresh", "mlp",
+     [](Config& c) {
+       c.optimizer = optimizer("adam", 1e-3);
+       OptimizerConfig sgd = optimizer("sgd", 0.02);
+       sgd.momentum = 0.9;
+       c.phases = {phase_at(1, sgd, "fresh"), phase_at(2, optimizer("lion", 1e-4), "fresh")};
+       c.phases[0].schedule = {.name = "cosine", .warmup = 0.5};
+       c.train.epochs = 3;
+     },
+     [](const Progress& p) { return p.phase == 2; }},
+    {"PhaseCarried", "mlp",
+     [](Config& c) {
+       c.optimizer = optimizer("adam", 1e-3);
+       OptimizerConfig sgd = optimizer("sgd", 0.02);
+       sgd.momentum = 0.9;
+       sgd.dampening = 0.1;
+       c.phases = {phase_at(1, sgd, "carried"), phase_at(2, sgd, "carried")};
+       c.train.epochs = 3;
+     },
+     [](const Progress& p) { return p.phase == 2 && p.update_start == 0; }},
+    {"PhaseOnAPlateau", "mlp",
+     [](Config& c) {
+       c.optimizer.lr = 0.3;  // so that the validation loss rises at times
+       c.phases = {phase_at(0, optimizer("adam", 1e-3), "fresh"), phase_at(5, optimizer("adam", 1e-4), "carried")};
+       c.phases[0].plateau = 1;
+       c.phases[0].schedule.name = "plateau";
+       c.phases[0].schedule.patience = 0;
+       c.train.epochs = 6;
+     },
+     [](const Progress& p) { return p.phase == 2 && p.phase_epoch == 5; }},
+    {"GroupsOneOfThemFrozen", "convnet",
+     [](Config& c) {
+       OptimizerConfig slow = c.optimizer, adam = optimizer("adamw", 1e-3);
+       slow.lr = 0.005;
+       c.groups = {{"conv1.*", true, c.optimizer}, {"*.bias|bn*", false, slow}, {"linear.weight", false, adam}};
+     }},
+    {"EarlyStopping", "mlp",
+     [](Config& c) {
+       c.train.patience = 1;
+       c.train.stop_metric = "val/loss";
+       c.optimizer.lr = 0.3;
+       c.train.epochs = 6;
+     },
+     [](const Progress& p) { return p.stopped && p.epoch < 6; }},
+    {"Smoothing", "mlp",
+     [](Config& c) {
+       c.log = {.interval = 2, .smoothing = 0.9};
+       c.train.label_smoothing = 0.1;
+       c.train.tta = "flip_shift";
+     }},
+    {"Augmentation", "convnet",
+     [](Config& c) {
+       c.augment = {.crop_pad = 2, .padding = "reflect", .flip = "alternating", .brightness = 0.2, .contrast = 0.2};
+       c.augment.cutout = 4;
+       c.augment.mixup = 0.4;
+       c.augment.cutmix = 1;
+       c.model.dropout = 0.2;
+     }},
+    {"OneStepAnEpoch", "linear",
+     [](Config& c) {
+       c.train.batch_size = 96;
+       c.train.epochs = 4;
+     }},
+};
+
+Config config_of(const Case& c) {
+  Config config = tiny_config(c.model);
+  c.change(config);
+  return config;
+}
+
+class Resume : public ::testing::TestWithParam<Case> {};
+
+TEST_P(Resume, AtEveryStepGivesTheSameRun) {
+  const Config config = config_of(GetParam());
+  TinyRun straight(config, 1);
+  Recorder recorder(straight);
+  ASSERT_EQ(straight.trainer.run({&straight, &recorder}), Outcome::done);
+  ASSERT_EQ(int64_t(recorder.states.size()), straight.trainer.global_step());
+  EXPECT_TRUE(GetParam().reached(straight.trainer.progress())) << straight.trainer.progress().to_json();
+  for (const State& s : recorder.states) {
+    TinyRun resumed(config, 1);
+    put(resumed.trainer, s);
+    ASSERT_EQ(resumed.trainer.state_hash(), s.hash);
+    EXPECT_EQ(resumed.trainer.progress().to_json(), s.progress);
+    ASSERT_EQ(resumed.run(), Outcome::done);
+    EXPECT_EQ(texts_of(resumed.rows, 0), texts_of(straight.rows, s.rows)) << s.progress;
+    EXPECT_EQ(resumed.trainer.state_hash(), straight.trainer.state_hash()) << s.progress;
+  }
+}
+
+std::string content(const std::filesystem::path& file) {
+  std::ostringstream text;
+  text << std::ifstream(file, std::ios::binary).rdbuf();
+  return text.str();
+}
+
+// As `linnet train` and `linnet resume` do it: a process is killed at step `stop` (-1: never), the next one goes on
+// from the newest checkpoint. `polite`: it is stopped by a signal instead, and saves.
+void run_in_folder(const Config& config, const std::filesystem::path& dir, int64_t stop, bool polite) {
+  TinyRun at(config, 1);
+  const bool again = std::filesystem::exists(dir / "config.toml");
+  RunFolder run = again ? RunFolder(dir, at.config, *at.backend, at.data, RunFolder::Existing{})
+                        : RunFolder(dir, at.config, *at.backend, at.data);
+  RunCheckpoints checkpoints(run, at.trainer);
+  if (again) checkpoints.load(at.trainer);
+  const Outcome outcome =
+      at.trainer.run({&run, &checkpoints}, [&] { return stop >= 0 && at.trainer.global_step() >= stop; });
+  checkpoints.wait();
+  if (outcome == Outcome::done) return run.finish("done", at.trainer);
+  if (!polite) return;
+  checkpoints.save_now(at.trainer);
+  run.finish("interrupted", at.trainer);
+}
+
+TEST_P(Resume, ThroughTheFilesOfARunGivesTheSameFiles) {
+  Config config = config_of(GetParam());
+  TempDir folder;
+  config.checkpoint.epochs = 0;  // none but at the end
+  run_in_folder(config, folder / "straight", -1, false);
+  config.checkpoint.epochs = 0.67;  // with 3 steps an epoch: every 2nd step, also in the middle of an epoch
+  // Killed before the first checkpoint, killed one step after another, stopped politely where none is due.
+  for (const auto& [stop, polite] : {std::pair{1, false}, {3, false}, {3, true}, {5, false}, {-1, false}})
+    run_in_folder(config, folder / "stopped", stop, polite);
+  for (const char* file : {"metrics.jsonl", "model.safetensors", "ema.safetensors"})
+    EXPECT_EQ(content(folder / "stopped" / file), content(folder / "straight" / file)) << file;
+  EXPECT_NE(content(folder / "stopped" / "summary.json").find("\"status\": \"done\""), std::string::npos);
+  EXPECT_EQ(content(folder / "straight" / "ema.safetensors").empty(), config.ema.decay == 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Configs, Resume, ::testing::ValuesIn(kCases),
+                         [](const auto& info) { return info.param.label; });
+
+// A weight that is no number for two steps, and then is one again: what was skipped is part of the state.
+TEST(ResumeSkipped, StepsThatWereLeftOutStayCounted) {
+  Config config = tiny_config("convnet");
+  config.data.val = 0;
+  config.train.epochs = 3;
+  config.train.on_nonfinite = "skip";
+  config.clip.norm = 0.1;
+  config.ema = {0.9, "corrected"};
+  TinyRun straight(config, 1);
+  struct Poison : Observer {
+    void on_boundary(Trainer& trainer, bool) override {
+      float& weight = trainer.net().params().flat().master.data<float>()[1];
+      if (trainer.global_step() == 1) good = std::exchange(weight, NAN);
+      if (trainer.global_step() == 3) weight = good;
+    }
+    float good = 0;
+  } poison;
+  Recorder recorder(straight);
+  ASSERT_EQ(straight.trainer.run({&straight, &poison, &recorder}), Outcome::done);
+  EXPECT_EQ(straight.last("step")["skipped"], 2);
+  for (const State& s : recorder.states) {  // also where the next step is a bad one
+    TinyRun resumed(config, 1);
+    put(resumed.trainer, s);
+    ASSERT_EQ(resumed.trainer.run({&resumed, &poison}), Outcome::done);
+    EXPECT_EQ(texts_of(resumed.rows, 0), texts_of(straight.rows, s.rows)) << s.progress;
+    EXPECT_EQ(resumed.trainer.state_hash(), straight.trainer.state_hash());
+  }
+}
+
+// Whatever the interval, the best epoch's checkpoint is there, and it is the one that counts as the best.
+TEST(ResumeFolder, KeepsTheBestEpoch) {
+  for (const double epochs : {2.0, 0.67}) {
+    Config config = tiny_config("mlp");
+    config.train.epochs = 8;
+    config.phases = {phase_at(3, optimizer("sgd", 1e-30), "fresh")};  // from then on it becomes no better
+    config.checkpoint.epochs = epochs;
+    config.checkpoint.keep = 2;
+    TempDir folder;
+    run_in_folder(config, folder / "run", 10, false);
+    run_in_folder(config, folder / "run", -1, false);
+    double best = -1;
+    int64_t best_step = 0;
+    std::istringstream rows(content(folder / "run" / "metrics.jsonl"));
+    for (std::string line; std::getline(rows, line);) {
+      const auto number = [&](const std::string& name) {
+        return std::stod(line.substr(line.find(name) + name.size()));
+      };
+      if (line.find("\"kind\":\"epoch\"") == line.npos || number("\"val/acc\":") <= best) continue;
+      best = number("\"val/acc\":");
+      best_step = int64_t(number("\"step\":"));
+    }
+    ASSERT_GT(best_step, 0);
+    ASSERT_EQ(best_step % 6, 3) << "it should fall between two saves";
+    EXPECT_EQ(CheckpointStore(folder / "run" / "checkpoints").best_step(), best_step);
+  }
+}
+
+// A finished run that is resumed reads the test set again and changes nothing else.
+TEST(ResumeFolder, AFinishedRunStaysAsItIs) {
+  TempDir folder;
+  const Config config = tiny_config("linear");
+  run_in_folder(config, folder / "run", -1, false);
+  const std::string metrics = content(folder / "run" / "metrics.jsonl");
+  run_in_folder(config, folder / "run", -1, false);
+  EXPECT_EQ(content(folder / "run" / "metrics.jsonl"), metrics);
+}
+
+// The control: if a part of the state is lost, the tests above see it.
+TEST(ResumeControl, ALostSlotOrCounterIsSeen) {
+  Config config = tiny_config("mlp");
+  config.optimizer = optimizer("adam", 1e-3);
+  TinyRun straight(config, 1);
+  Recorder recorder(straight);
+  straight.trainer.run({&straight, &recorder});
+  State lost = recorder.states[1];
+  lost.tensors[2].assign(lost.tensors[2].size(), 0.f);
+  TinyRun a(config);
+  put(a.trainer, lost);
+  a.run();
+  EXPECT_NE(a.trainer.state_hash(), straight.trainer.state_hash());
+  Progress p = Progress::from_json(recorder.states[1].progress, "a test");
+  p.update_start = 1;
+  lost = recorder.states[1];
+  lost.progress = p.to_json();
+  TinyRun b(config);
+  put(b.trainer, lost);
+  b.run();
+  EXPECT_NE(b.trainer.state_hash(), straight.trainer.state_hash());
+}
+
+TEST(Progress, TextIsReadBackWholeOrRefused) {
+  TinyRun run(tiny_config("linear"));
+  const std::string text = run.trainer.progress().to_json();
+  EXPECT_EQ(Progress::from_json(text, "x").to_json(), text);
+  EXPECT_TRUE(std::isnan(Progress::from_json(text, "x").stop_watch.best));
+  std::string renamed = text;
+  renamed.replace(renamed.find("\"phase\""), 7, "\"phaze\"");
+  std::string other_type = text;
+  other_type.replace(other_type.find("\"step\": 0"), 9, "\"step\": {}");
+  std::string more = text;
+  more.insert(more.find('{') + 1, "\"new\": 1,");
+  for (const std::string& bad : {std::string(), std::string("{}"), std::string("[]"), renamed, other_type, more,
+                                 text.substr(0, text.size() / 2)})
+    try {
+      Progress::from_json(bad, "checkpoint 7 of x");
+      ADD_FAILURE() << bad;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.exit, Exit::checkpoint);
+      EXPECT_NE(std::string(e.what()).find("checkpoint 7 of x"), std::string::npos) << e.what();
+    }
+}
+
+}  // namespace
+}  // namespace linnet

@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""G9: SIGINT, SIGTERM and SIGHUP at random instants of a run, once and twice.
+
+  signals.py LINNET [--signals N] [--seed S] [--control]
+
+Once: within 5 s it has saved the step that it names and ends with 130, 143 or 129 (or the signal came before there was
+a run, or after its end). Twice: the second one ends it within 0.1 s. After either, the run goes on to the very bits of
+one that was not disturbed. --control: SIGKILL in place of the first, and a process that ignores both.
+"""
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+from runs import SIGNALS, VARIANTS, count_rows, expect, main, parser, same, steps_of
+
+
+def once(lab, name, number):
+    reference, folder = lab.reference(name), lab.fresh()
+    process = lab.start(*lab.go_on(folder, name), stdout=subprocess.DEVNULL)
+    time.sleep(random.uniform(0, 1.1 * lab.seconds[name]))
+    began = count_rows(folder) > 0
+    sent = time.time()
+    process.send_signal(number)
+    error = process.communicate()[1]
+    expect(time.time() - sent < 5, f"it took {time.time() - sent:.1f} s")
+    note = "stopped"
+    if process.returncode == 0:
+        note = "came after the end"
+    elif process.returncode == -number and not began and not lab.control:
+        note = "came before the first step"
+    else:
+        expect(process.returncode == SIGNALS.get(number), f"exit {process.returncode}, {error[-300:]}")
+        said = re.search(r"stopped by signal (\d+) after step (\d+)", error)
+        expect(said and int(said[1]) == number and int(said[2]) == steps_of(folder)[-1],
+               f"the checkpoints are {steps_of(folder)}, and it says {error[-300:]}")
+    lab.finish(folder, name)
+    same(folder, reference, checkpoints=False)  # that of the stop is one more
+    shutil.rmtree(folder)
+    return {note: 1}
+
+
+def twice(lab, name, number):
+    reference, folder = lab.reference(name), lab.fresh()
+    ignore = (lambda: signal.signal(number, signal.SIG_IGN)) if lab.control else None
+    process = lab.start(*lab.go_on(folder, name), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=ignore)
+    time.sleep(random.uniform(0, 0.5 * lab.seconds[name]) if not lab.control else 0)
+    process.send_signal(number)
+    time.sleep(random.uniform(0, 0.02))
+    process.send_signal(number)
+    sent = time.time()
+    process.wait()
+    took = time.time() - sent
+    expect(took < 0.1, f"it took {took:.2f} s to end")
+    expect(process.returncode in (0, -number, SIGNALS[number]), f"exit {process.returncode}")
+    lab.finish(folder, name)
+    same(folder, reference, checkpoints=False)
+    shutil.rmtree(folder)
+    return {"ended at once": 1}
+
+
+def experiment(lab):
+    names = list(VARIANTS)
+    for name in names:
+        lab.reference(name)
+    for n in range(options.signals):
+        name, number = names[n % len(names)], list(SIGNALS)[n % len(SIGNALS)]
+        if lab.control and n % 2 == 0:
+            yield f"{n} SIGKILL", lambda name=name: once(lab, name, signal.SIGKILL)
+        elif n % 2 == 0:
+            yield f"{n} {number!r}", lambda name=name, number=number: once(lab, name, number)
+        else:
+            yield f"{n} {number!r} twice", lambda name=name, number=number: twice(lab, name, number)
+
+
+options = parser(__doc__, signals=200).parse_args()
+main(options, experiment)
