@@ -18,7 +18,7 @@ struct Square {
   Clip clip;
   LINNET_HD double operator()(int64_t i) const {
     const double e = double(clip.clamp(g[i]));
-    return e * e;
+    return e * e + double(g[i] - g[i]);  // 0, but NaN where g is infinite, which clamping would hide
   }
 };
 struct JudgeStep {

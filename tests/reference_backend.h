@@ -401,6 +401,7 @@ class ReferenceBackend : public Backend {
     Values g(grad);
     double squares = 0;
     for (double e : g.v) {
+      if (!std::isfinite(e)) squares = e - e;
       const double clamped = clip.value > 0 ? std::clamp(e, -double(clip.value), double(clip.value)) : e;
       squares += clamped * clamped;
     }

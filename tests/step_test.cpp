@@ -124,6 +124,7 @@ TEST_P(StepTest, AStepWithInfinityOrNanIsBad) {
     EXPECT_EQ(r.bad, 1);
     EXPECT_EQ(r.skipped, 1);
     EXPECT_EQ(r.clipped, 0);
+    EXPECT_EQ(judge(be(), g, {.value = 0.5}).bad, 1);  // clamping does not hide it
   }
 }
 

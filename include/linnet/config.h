@@ -505,7 +505,7 @@ void visit(C& c, F&& f) {
       .choices = {"stop", "skip", "rewind"}},
     c.train.on_nonfinite);
   f(K{.name = "train.max_skips",
-      .doc = "bad steps in a row that end the run all the same",
+      .doc = "so many bad steps in a row, or rewinds, are allowed; one more ends the run",
       .min = 1,
       .max = 1e6,
       .used_by_key = "train.on_nonfinite",

@@ -23,11 +23,10 @@ bool is_safe(const std::string& key) {
 }
 
 // A safe key may still move the learning rate: a cosine over more epochs is another curve.
-std::string learning_rate_note(const Config& then, const Trainer& trainer, Trainer& before) {
+std::string learning_rate_note(const Trainer& trainer, const Trainer& before) {
   const int64_t step = trainer.global_step();
   const double was = before.learning_rate(step), is = trainer.learning_rate(step);
   const int64_t last = trainer.steps_per_epoch() * trainer.config().train.epochs - 1;
-  if (trainer.config().train.epochs == then.train.epochs) return "";
   return fmt::format("learning rate: {:.6g} at the next step{}, {:.6g} at the last one\n", is,
                      was == is ? " as planned" : fmt::format(" ({:.6g} was planned)", was),
                      trainer.learning_rate(std::max(step, last)));
@@ -58,11 +57,10 @@ int resume(const std::string& target, const TrainingOptions& o) {
   const bool found = checkpoints.load(trainer);
   for (const std::string& note : checkpoints.notes()) tell(note + "\n");
   tell(changes);
-  if (!changes.empty()) {
-    load_run_data(then);
+  if (config.train.epochs != then.train.epochs) {
     Trainer before(then, *at.backend, at.data);
     before.restore(trainer.progress());
-    tell(learning_rate_note(then, trainer, before));
+    tell(learning_rate_note(trainer, before));
   }
   if (found)
     tell(fmt::format("resuming {} at step {}, epoch {} of {}\n", target, trainer.global_step(),

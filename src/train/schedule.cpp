@@ -247,7 +247,7 @@ int64_t steps_per_epoch(const Config& c, int64_t images) {
 double scaled_lr(const Config& c, double lr, int64_t images) {
   const int64_t batches = batches_per_epoch(images, c.train.batch_size, c.data.drop_last);
   const int64_t all = std::min(images, batches * c.train.batch_size);
-  const int64_t per_step = c.train.accumulate == 0 ? all : c.train.accumulate * c.train.batch_size;
+  const int64_t per_step = c.train.accumulate == 0 ? all : std::min(all, c.train.accumulate * c.train.batch_size);
   return scaled_lr(lr, c.train.lr_scaling, per_step, c.train.lr_batch_size);
 }
 
