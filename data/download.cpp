@@ -2,7 +2,6 @@
 // never enough: what counts as done is the checksum alone.
 #include <curl/curl.h>
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <strings.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -16,6 +15,7 @@
 #include "linnet/dataset.h"
 #include "linnet/error.h"
 #include "linnet/text.h"
+#include "src/core/digest.h"
 #include "src/core/file.h"
 
 namespace linnet {
@@ -29,24 +29,16 @@ constexpr int kAttempts = 5;  // at one URL, each of which must have brought som
   fail(Exit::checkpoint, "cannot {} {}: {}", what, path.string(), std::strerror(errno));
 }
 
-std::string sha256(int fd, const fs::path& path) {
-  const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-  require(context && EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) == 1, "OpenSSL offers no SHA-256");
-  std::vector<unsigned char> buffer(1 << 20);
+std::string sha256_of(int fd, const fs::path& path) {
+  Sha256 digest;
+  std::vector<char> buffer(1 << 20);
   for (off_t done = 0;;) {
-    const ssize_t n = ::pread(fd, buffer.data(), buffer.size(), done);
-    if (n < 0 && errno == EINTR) continue;
+    const ssize_t n = uninterrupted([&] { return ::pread(fd, buffer.data(), buffer.size(), done); });
     if (n < 0) fail_disk("read", path);
-    if (n == 0) break;
-    EVP_DigestUpdate(context.get(), buffer.data(), size_t(n));
+    if (n == 0) return digest.finish();
+    digest.update({buffer.data(), size_t(n)});
     done += n;
   }
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned length = 0;
-  require(EVP_DigestFinal_ex(context.get(), digest, &length) == 1, "OpenSSL could not finish a SHA-256");
-  std::string hex;
-  for (unsigned i = 0; i < length; ++i) hex += fmt::format("{:02x}", digest[i]);
-  return hex;
 }
 
 int64_t file_size(int fd, const fs::path& path) {
@@ -74,7 +66,7 @@ class Part {
   }
   int64_t size() const { return size_; }
   const fs::path& path() const { return path_; }
-  std::string digest() const { return sha256(fd_.get(), path_); }
+  std::string digest() const { return sha256_of(fd_.get(), path_); }
 
   // The ETag to resume with; empty if it is not known.
   std::string etag() const {
@@ -289,7 +281,7 @@ bool fetch_from(const std::string& url, const Download& wanted, Part& part, cons
 bool fetched_before(const Download& wanted, const fs::path& target) {
   const Fd fd(::open(target.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (fd.get() < 0) return false;
-  return file_size(fd.get(), target) == wanted.size && sha256(fd.get(), target) == wanted.sha256;
+  return file_size(fd.get(), target) == wanted.size && sha256_of(fd.get(), target) == wanted.sha256;
 }
 
 }  // namespace

@@ -124,7 +124,10 @@ struct MuonDirection {
 };
 struct WriteInverseNorm {
   float* inverse;
-  LINNET_HD void operator()(double sum_of_squares) const { inverse[0] = float(1 / (sqrt(sum_of_squares) + 1e-7)); }
+  LINNET_HD void operator()(double sum_of_squares) const {
+    const double norm = sqrt(sum_of_squares);
+    inverse[0] = float(1 / (norm > 1e-7 ? norm : 1e-7));
+  }
 };
 struct WeightedSum {  // y = a x + b z; y may be x or z
   const float* x;

@@ -29,7 +29,7 @@ LIBRARIES = [
     (r"toml\+\+", r"src/train/(config|toml_scan)\.cpp"),
     (r"CLI/", r"src/cli/"),
     (r"curl/", r"data/download\.cpp"),
-    (r"openssl/", r"data/download\.cpp|src/core/digest\.cpp"),
+    (r"openssl/", r"src/core/digest\.cpp"),
     (r"archive", r"data/cifar10\.cpp"),
     (r"zlib", r"data/(cifar10|image_container)\.cpp"),
     (r"stb/", r"data/image\.cpp"),

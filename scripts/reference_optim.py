@@ -3,12 +3,14 @@
 and Keras' own optimizers do in float64 in 100 steps, for every option that they have.
 
     scripts/reference_optim.py torch      (PyTorch 1.13 or later)
+    scripts/reference_optim.py muon       (PyTorch 2.9 or later: tests/golden/muon.json, for tests/muon_test.cpp)
     scripts/reference_optim.py keras      (Keras 3 with its numpy backend: KERAS_BACKEND=numpy, needs jax and scipy too)
 
 A case is Linnet's [optimizer] keys and the weights after some of the steps. All cases share first weights, gradients
 and the learning-rate factors: 1, from step 51 on 1/2.
 """
 import json
+import math
 import os
 import pathlib
 import random
@@ -163,8 +165,40 @@ def keras_cases():
     return cases, "Keras " + keras.__version__
 
 
+def muon():
+    """torch.optim.Muon, its Newton-Schulz iteration in float64 instead of bfloat16. Gradients and first weights are the
+    formulas below, the same in the test."""
+    import inspect
+
+    import torch
+    import torch.optim._muon as module
+
+    source = inspect.getsource(module._zeropower_via_newtonschulz)
+    assert "torch.bfloat16" in source
+    exec(source.replace("torch.bfloat16", "torch.float64"), module.__dict__)
+    cases = []
+    for rows, columns, options in [(6, 4, {}), (4, 6, {}), (5, 5, {"nesterov": False}),
+                                   (8, 3, {"momentum": 0.9, "weight_decay": 0, "ns_steps": 3})]:
+        n = rows * columns
+        w = torch.tensor([math.cos(i) for i in range(n)], dtype=torch.float64).reshape(rows, columns).requires_grad_()
+        optimizer = torch.optim.Muon([w], lr=0.02, **options)
+        shown = []
+        for step in range(1, STEPS + 1):
+            w.grad = torch.tensor([math.sin(0.7 * i * i + 1.3 * step) for i in range(n)],
+                                  dtype=torch.float64).reshape(rows, columns)
+            optimizer.step()
+            if step in SHOWN:
+                shown.append(w.detach().flatten().tolist())
+        cases.append({"rows": rows, "columns": columns, "options": options, "w": shown})
+    head = {"made_by": "PyTorch " + torch.__version__, "lr": 0.02, "shown": SHOWN}
+    path = pathlib.Path(__file__).parent.parent / "tests" / "golden" / "muon.json"
+    path.write_text(json.dumps(head)[:-1] + ', "cases": [\n' + ",\n".join(json.dumps(c) for c in cases) + "\n]}\n")
+
+
 if __name__ == "__main__":
     which = sys.argv[1]
+    if which == "muon":
+        sys.exit(muon())
     cases, made_by = torch_cases() if which == "torch" else keras_cases()
     path = pathlib.Path(__file__).parent.parent / "tests" / "golden" / f"optimizers_{which}.json"
     head = {"made_by": made_by, "w0": W0, "g": G, "lr_factor": [factor(t) for t in range(1, STEPS + 1)], "shown": SHOWN}

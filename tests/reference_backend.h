@@ -453,7 +453,7 @@ class ReferenceBackend : public Backend {
       x[size_t(i)] = rule.nesterov ? rule.momentum * moment + (1 - rule.momentum) * e : moment;
       squares += x[size_t(i)] * x[size_t(i)];
     }
-    for (double& e : x) e /= std::sqrt(squares) + 1e-7;
+    for (double& e : x) e /= std::max(std::sqrt(squares), 1e-7);
     // X <- a X + (b A + c A^2) X, A = X X^T, as it is written: rows by rows.
     for (int k = 0; k < rule.iterations; ++k) {
       std::vector<double> a(size_t(rows * rows)), next(x.size());

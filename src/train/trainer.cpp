@@ -1,7 +1,5 @@
 #include "linnet/trainer.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -10,6 +8,7 @@
 #include "kernels/rng.h"
 #include "linnet/optimizer.h"
 #include "linnet/weights.h"
+#include "src/core/digest.h"
 
 namespace linnet {
 
@@ -469,16 +468,13 @@ void Trainer::start_from(const SafeTensors& weights, const std::string& origin) 
 }
 
 std::string Trainer::state_hash() {
-  XXH3_state_t* state = XXH3_createState();
-  XXH3_128bits_reset(state);
+  std::string all;
   for (const auto& [name, tensor] : tensors()) {
-    std::vector<char> bytes(tensor.bytes());
-    backend_.download(bytes.data(), tensor);
-    XXH3_128bits_update(state, bytes.data(), bytes.size());
+    const size_t at = all.size();
+    all.resize(at + tensor.bytes());
+    backend_.download(all.data() + at, tensor);
   }
-  const XXH128_hash_t hash = XXH3_128bits_digest(state);
-  XXH3_freeState(state);
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  return xxh3(all);
 }
 
 }  // namespace linnet
