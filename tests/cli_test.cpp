@@ -387,8 +387,11 @@ TEST_F(BadInput, Eval) {
   expect_refused({"eval", out(), "--data", "/nowhere"}, 2, {"this run's data are synthetic"});
   expect_refused({"eval", out(), "--mean", "0.5,0.5"}, 2, {"need one number for each of the 3 channels"});
   expect_refused({"eval", out(), "--batch-size", "0"}, 2, {"--batch-size", "1", "65536"});
-  expect_refused({"eval", out(), "--model", "mlp"}, 4, {"model.safetensors"});
+  expect_refused({"eval", out(), "--model", "mlp"}, 4, {"checkpoint 3 of", "'fc1.weight' is missing"});
+  // The newest checkpoint counts; without one, the weights file.
   fs::resize_file(dir_ / "run" / "model.safetensors", 100);
+  EXPECT_EQ(linnet({"eval", out()}).code, 0);
+  fs::remove_all(dir_ / "run" / "checkpoints");
   expect_refused({"eval", out()}, 4, {"model.safetensors"});
 }
 

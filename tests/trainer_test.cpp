@@ -830,7 +830,9 @@ TEST(NotFinite, StopLeavesTheStateAndNamesTheStep) {
         EXPECT_EQ(bad.epoch, 1);
         EXPECT_EQ(bad.where, "weight " + name);
         ASSERT_EQ(bad.samples.size(), 32u);
-        if (again) EXPECT_EQ(bad.samples, first.samples);
+        if (again) {
+          EXPECT_EQ(bad.samples, first.samples);
+        }
         first = bad;
       }
       EXPECT_EQ(std::set(first.samples.begin(), first.samples.end()).size(), 32u);
@@ -853,8 +855,9 @@ TEST(NotFinite, TheWeightsOfTheLastGoodStepStay) {
     EXPECT_EQ(run.trainer.state_hash(), look.hash) << bad.step << bad.where;
     EXPECT_EQ(bad.where.find("weight "), std::string::npos) << bad.where;  // these are large, but finite
     EXPECT_NE(bad.where, "");
-    if (again)
+    if (again) {
       EXPECT_EQ(std::tuple(bad.step, bad.where, bad.samples), std::tuple(first.step, first.where, first.samples));
+    }
     first = bad;
   }
 }
@@ -975,7 +978,9 @@ TEST(NotFinite, RewindGoesBackWithHalfTheLearningRate) {
       const std::string lr = step <= 4 ? "\"lr\":0.05," : "\"lr\":0.025,";
       EXPECT_LT(text.find(lr, line), text.find('\n', line)) << step << text;
     }
-    if (again) EXPECT_EQ(text, first);
+    if (again) {
+      EXPECT_EQ(text, first);
+    }
     first = text;
   }
 }

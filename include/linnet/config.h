@@ -576,6 +576,9 @@ struct ConfigChange {
 };
 std::vector<ConfigChange> differences(const Config& from, const Config& to);
 
+// Whether a key may change in the middle of a run: it changes nothing of what was computed, nor how the next step is.
+bool is_safe_to_change(std::string_view key);
+
 // Where the value of each key that has an effect came from: "default", "--set", or "file:line".
 using Origins = std::map<std::string, std::string, std::less<>>;
 Config load_config(const std::filesystem::path& file, const std::vector<std::string>& overrides, Origins& origins);

@@ -131,6 +131,10 @@ class RunCheckpoints : public Observer {
   std::vector<std::string> notes_;
 };
 
+// The weights that a run has come to: those of its newest sound checkpoint, or model.safetensors where there is none.
+// `origin` gets their place. Error(Exit::checkpoint) if there are neither.
+SafeTensors run_weights(const std::filesystem::path& run, std::string& origin);
+
 // A new, empty folder in $LINNET_RUNS or runs/, named by time, model, optimizer and seed.
 std::filesystem::path new_run_dir(const Config&);
 

@@ -3,7 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli.h"
-#include "linnet/trainer.h"
+#include "linnet/run.h"
 #include "linnet/weights.h"
 
 namespace linnet {
@@ -24,10 +24,11 @@ struct Options {
 int evaluate(const Options& o) {
   // A run brings its config; bare weights need the model's name and the normalisation they were trained with.
   Config config;
-  fs::path weights = o.target;
+  SafeTensors weights;
+  std::string origin = o.target;
   if (fs::is_directory(o.target)) {
     config = load_config(fs::path(o.target) / "config.toml", o.set);
-    weights = fs::path(o.target) / "model.safetensors";
+    weights = run_weights(o.target, origin);
   } else if (!fs::exists(o.target)) {
     fail(Exit::usage, "there is no run folder and no weights file at {}", o.target);
   } else if (o.model.empty()) {
@@ -35,6 +36,7 @@ int evaluate(const Options& o) {
          o.target);
   } else {
     config = parse_config("", "", o.set);
+    weights = read_safetensors(o.target);
   }
   if (!o.model.empty()) config.model.name = o.model;
   if (!o.data.empty() && config.data.name != "cifar10")
@@ -54,7 +56,7 @@ int evaluate(const Options& o) {
   if (images.size() == 0) fail(Exit::data, "the {} split is empty (data.val = 0)", o.split);
 
   Net net(*backend, config.model.name, model_options(config, images), 0);
-  load_weights(weights, *backend, net.params());
+  set_weights(*backend, net.params(), weights, origin);
   const BatchSource source = upload_source(*backend, images, config.data.mean, config.data.std);
   const Accuracy a = net.evaluate(source, config.train.eval_batch_size, images.classes);
   const Accuracy views =

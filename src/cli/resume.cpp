@@ -13,15 +13,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Keys that change nothing of what was computed so far, or of what the steps to come compute.
-bool is_safe(const std::string& key) {
-  static const std::vector<std::string> safe = {"train.epochs",       "train.eval_batch_size", "train.device",
-                                                "train.on_nonfinite", "train.max_skips",       "train.tta",
-                                                "data.path"};
-  return key.starts_with("log.interval") || key.starts_with("checkpoint.") ||
-         std::ranges::find(safe, key) != safe.end();
-}
-
 // A safe key may still move the learning rate: a cosine over more epochs is another curve.
 std::string learning_rate_note(const Trainer& trainer, const Trainer& before) {
   const int64_t step = trainer.global_step();
@@ -33,14 +24,15 @@ std::string learning_rate_note(const Trainer& trainer, const Trainer& before) {
 }
 
 int resume(const std::string& target, const TrainingOptions& o) {
+  o.check();
   const fs::path dir = target;
   if (!fs::exists(dir / "config.toml"))
     fail(Exit::usage, "there is no run in {}: expected a folder with a config.toml", target);
   Config then = load_config(dir / "config.toml"), config = load_config(dir / "config.toml", o.overrides());
   std::string changes, refused;
   for (const ConfigChange& c : differences(then, config)) {
-    changes += fmt::format("{}: {} -> {}\n", c.key, c.from, c.to);
-    if (!is_safe(c.key)) refused += (refused.empty() ? "" : ", ") + c.key;
+    changes += fmt::format("{}: {} -> {}\n", c.key, c.from.empty() ? "none" : c.from, c.to.empty() ? "none" : c.to);
+    if (!is_safe_to_change(c.key)) refused += (refused.empty() ? "" : ", ") + c.key;
   }
   if (!refused.empty())
     fail(Exit::usage,
@@ -56,6 +48,9 @@ int resume(const std::string& target, const TrainingOptions& o) {
   RunCheckpoints checkpoints(run, trainer);
   const bool found = checkpoints.load(trainer);
   for (const std::string& note : checkpoints.notes()) tell(note + "\n");
+  if (trainer.progress().epoch > config.train.epochs)
+    fail(Exit::usage, "{} has {} epochs behind it, more than train.epochs = {}; evaluate an earlier checkpoint instead",
+         target, trainer.progress().epoch, config.train.epochs);
   tell(changes);
   if (config.train.epochs != then.train.epochs) {
     Trainer before(then, *at.backend, at.data);
@@ -87,13 +82,13 @@ std::vector<Warning> warnings_of_change(const fs::path& source, const Config& no
 }
 
 int fork_run(const ForkOptions& o) {
+  o.check();
   Config config = load_config(o.config, o.overrides());
-  fs::path weights = o.source;
-  if (fs::is_directory(weights)) weights /= "model.safetensors";
-  const SafeTensors tensors = read_safetensors(weights);  // before a folder is made
+  std::string weights = o.source;  // read before a folder is made
+  const SafeTensors tensors = fs::is_directory(o.source) ? run_weights(o.source, weights) : read_safetensors(o.source);
   const Workplace at(config);
   Trainer trainer(config, *at.backend, at.data);
-  trainer.start_from(tensors, weights.string());
+  trainer.start_from(tensors, weights);
   Warnings warnings(o.strict);
   std::vector<Warning> known = start_warnings(config, facts_of(trainer.net().params(), at.data.train.size()));
   std::ranges::copy(warnings_of_change(o.source, config, at.data.train.size()), std::back_inserter(known));
@@ -101,7 +96,7 @@ int fork_run(const ForkOptions& o) {
   RunFolder run(o.out.empty() ? new_run_dir(config) : fs::path(o.out), config, *at.backend, at.data);
   RunCheckpoints checkpoints(run, trainer);
   checkpoints.save_now(trainer);  // the run's first state: without it a resume would start from random weights
-  tell(fmt::format("{} from the weights {}\nrun: {}\n", config.model.name, weights.string(), run.dir().string()));
+  tell(fmt::format("{} from the weights {}\nrun: {}\n", config.model.name, weights, run.dir().string()));
   return run_training(trainer, run, checkpoints, at, warnings, o);
 }
 

@@ -175,10 +175,9 @@ int schedule(const Options& o) {
 
 void add_schedule(CLI::App& app, Command& command) {
   auto options = std::make_shared<Options>();
-  CLI::App* verb =
-      app.add_subcommand("schedule",
-                         "Draw the learning rate of a run before the run.\n\n"
-                         "  linnet schedule configs/resnet20.toml --set schedule.name=cosine --svg lr.svg");
+  CLI::App* verb = app.add_subcommand("schedule",
+                                      "Draw the learning rate of a run before the run.\n\n"
+                                      "  linnet schedule configs/quickstart.toml --svg lr.svg");
   verb->add_option("config", options->config, "TOML file")->required();
   verb->add_option("-s,--set", options->set, "override a key (may be repeated)")->allow_extra_args(false);
   verb->add_option("--steps-per-epoch", options->steps_per_epoch,

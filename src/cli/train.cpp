@@ -8,6 +8,7 @@ namespace linnet {
 namespace {
 
 int train(const std::string& file, const TrainingOptions& o) {
+  o.check();
   Config config = load_config(file, o.overrides());
   const Workplace at(config);
   Trainer trainer(config, *at.backend, at.data);

@@ -4,6 +4,7 @@
 
 #include <charconv>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 
@@ -33,9 +34,13 @@ double seconds_of(const std::string& text) {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   const std::string unit(end, text.data() + text.size());
-  const double factor = unit.empty() || unit == "s" ? 1 : unit == "m" ? 60 : unit == "h" ? 3600 : 0;
-  if (error != std::errc() || !(value > 0) || factor == 0)
-    fail(Exit::usage, "--max-time expects a time such as 90s, 15m or 1.5h, got '{}'", escaped(text));
+  const double factor = unit.empty() || unit == "s" ? 1
+                        : unit == "m"               ? 60
+                        : unit == "h"               ? 3600
+                        : unit == "d"               ? 86400
+                                                    : 0;
+  if (error != std::errc() || !(value > 0) || !std::isfinite(value) || factor == 0)
+    fail(Exit::usage, "--max-time expects a time such as 90s, 15m, 1.5h or 2d, got '{}'", escaped(text));
   return value * factor;
 }
 
@@ -59,6 +64,8 @@ std::vector<std::string> TrainingOptions::overrides() const {
   if (!device.empty()) all.push_back("train.device=" + device);
   return all;
 }
+
+void TrainingOptions::check() const { seconds_of(max_time); }
 
 void TrainingOptions::add_to(CLI::App& verb, bool fresh) {
   verb.add_option("-s,--set", set, "override a key: --set optimizer.lr=0.05 (may be repeated)")
@@ -138,6 +145,11 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
     fmt::print("{}", run.summary());
     return int(Exit::ok);
   }
+  const Progress end = trainer.progress();
+  if (config.train.patience > 0)
+    tell(fmt::format("{} the weights of epoch {} are restored, the best on {}\n",
+                     end.stopped ? fmt::format("stopped early after epoch {}:", end.epoch) : "done:",
+                     end.stop_watch.epoch, config.train.stop_metric));
   const Row& test = run.test();
   fmt::print("test accuracy {:.2f} %  (loss {:.4f})\n", 100 * test["test/acc"], test["test/loss"]);
   const std::pair<const char*, const char*> others[] = {{"test/tta_acc", "mean of its views"},

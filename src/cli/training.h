@@ -22,6 +22,8 @@ struct TrainingOptions {
 
   // The --set list with what --seed, --epochs and --device stand for.
   std::vector<std::string> overrides() const;
+  // Error(Exit::usage) for a value that makes no sense, before anything is made.
+  void check() const;
   // Their options on a verb; `fresh`: of a verb that starts a new run.
   void add_to(CLI::App& verb, bool fresh);
 };

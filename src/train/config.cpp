@@ -882,4 +882,11 @@ std::vector<ConfigChange> differences(const Config& from, const Config& to) {
   return changes;
 }
 
+bool is_safe_to_change(std::string_view key) {
+  static const std::set<std::string_view> safe = {"train.epochs",       "train.eval_batch_size", "train.device",
+                                                  "train.on_nonfinite", "train.max_skips",       "train.tta",
+                                                  "data.path",          "log.interval"};
+  return key.starts_with("checkpoint.") || safe.contains(key);
+}
+
 }  // namespace linnet

@@ -12,6 +12,7 @@
 
 #include "linnet/commit.h"  // written by the build
 #include "linnet/weights.h"
+#include "src/core/digest.h"
 #include "src/core/file.h"
 #include "src/core/json.h"
 #include "src/train/run_lock.h"
@@ -56,10 +57,12 @@ fs::path new_run_dir(const Config& c) {
 // ---- Log -----------------------------------------------------------------------------------------------------------
 
 Log::Log(const fs::path& path)
-    : path_(path), fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666)) {
+    : path_(path),
+      fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666)) {
   struct stat info {};
   if (fd_ < 0 || fstat(fd_, &info) != 0)
     fail(Exit::checkpoint, "cannot write {}: {}", path.string(), std::generic_category().message(errno));
+  if (!S_ISREG(info.st_mode)) fail(Exit::checkpoint, "{} is no regular file; move it away", path.string());
   size_ = info.st_size;
 }
 
@@ -192,6 +195,12 @@ void RunFolder::open(const Config& config, Backend& backend, const RunData& data
   config_ = to_toml(config);
   env_ = env.dump(2) + "\n";
   facts_ = {{"linnet", version()}, {"compiler", LINNET_COMPILER}, {"data", digest(data.train)}};
+  // What must not change in the middle of a run: an edited config.toml is seen by it.
+  const Config defaults;
+  std::string fixed;
+  for (const ConfigChange& c : differences(defaults, config))
+    if (!is_safe_to_change(c.key)) fixed += fmt::format("{} = {}\n", c.key, c.to);
+  facts_["config"] = xxh3(fixed);
   for (const auto& [key, value] : backend.info())
     if (key != "threads") facts_[key] = value;  // any number of threads gives the same bits
 }

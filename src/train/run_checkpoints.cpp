@@ -145,6 +145,13 @@ bool RunCheckpoints::load(Trainer& trainer) {
     return false;
   }
   const std::string origin = fmt::format("checkpoint {} of {}", found->step, run_.dir().string());
+  if (const auto config = found->facts.find("config");
+      config != found->facts.end() && config->second != run_.facts().at("config"))
+    fail(Exit::usage,
+         "{} was saved under another config: config.toml was changed since, in more than the keys that may change. Put "
+         "it "
+         "back, or start a new run from the weights with `linnet fork`",
+         origin);
   Backend& backend = trainer.net().backend();
   set_weights(backend, trainer.net().params(), found->tensors.at("model"), origin);
   const SafeTensors& optim = found->tensors.at("optim");
@@ -172,12 +179,31 @@ bool RunCheckpoints::load(Trainer& trainer) {
   saved_step_ = trainer.global_step();
   best_val_acc_ = run.best_val_acc;
   for (const auto& [key, value] : run_.facts()) {
+    if (key == "config") continue;
     const auto then = found->facts.find(key);
     if (then != found->facts.end() && then->second != value)
       notes_.push_back(
           fmt::format("{} was {}, is {}: the run continues, but not bit for bit", key, then->second, value));
   }
   return true;
+}
+
+SafeTensors run_weights(const std::filesystem::path& run, std::string& origin) {
+  const std::filesystem::path file = run / "model.safetensors";
+  std::error_code error;
+  if (std::filesystem::is_directory(run / "checkpoints", error)) {
+    std::vector<Rejected> rejected;
+    try {
+      if (auto found = load_latest_checkpoint(run / "checkpoints", rejected)) {
+        origin = fmt::format("checkpoint {} of {}", found->step, run.string());
+        return std::move(found->tensors.at("model"));
+      }
+    } catch (const Error&) {  // none is sound: the run's last weights may be
+      if (!std::filesystem::exists(file, error)) throw;
+    }
+  }
+  origin = file.string();
+  return read_safetensors(file);
 }
 
 }  // namespace linnet

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""N7: a file of the data set that is damaged or exchanged while a run is stopped or goes on is found: exit 3, with its name
-or what was expected.
+"""N7: a file of the data set that is damaged or exchanged while a run is stopped or goes on is found: exit 3, with
+its name or what was expected.
 
   data_change.py LINNET [--changes N] [--seed S] [--control]
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 
-from runs import count_rows, expect, main, parser
+from runs import Broken, count_rows, expect, main, parser
 
 
 def trains(lab, folder):
@@ -18,7 +18,11 @@ def trains(lab, folder):
 
 
 def refused(process, holder, folder):
-    error = process.communicate(timeout=60)[1]
+    try:
+        error = process.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise Broken("both train") from None
     expect(process.returncode == 7, f"exit {process.returncode}, {error[-300:]}")
     expect(f"is in use by process {holder.pid} on " in error, f"it does not name {holder.pid}: {error[-300:]}")
 
@@ -44,8 +48,7 @@ def pair(lab, base):
         holder.kill()
         holder.wait()
         third = trains(lab, folder)
-        rows = count_rows(folder)
-        while count_rows(folder) <= rows // 2 or not (folder / "checkpoints").exists():
+        while f'"pid":{third.pid},' not in (folder / "LOCK").read_text():
             expect(third.poll() is None, "the lock is not free after a SIGKILL")
             time.sleep(0.001)
         fourth = trains(lab, folder)

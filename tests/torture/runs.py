@@ -93,7 +93,8 @@ class Lab:
         self.linnet = str(options.linnet.resolve())
         self.control = options.control
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="linnet-torture-"))
-        self.env = {k: v for k, v in os.environ.items() if k not in ("LINNET_DATA", "LINNET_RUNS", "TZ", "LC_ALL", "LANG")}
+        left_out = ("LINNET_DATA", "LINNET_RUNS", "TZ", "LC_ALL", "LANG")
+        self.env = {k: v for k, v in os.environ.items() if k not in left_out}
         self.env |= {"OMP_NUM_THREADS": "1", "CI": "1"}
         self.seconds = {}
         self.count = 0
@@ -112,7 +113,14 @@ class Lab:
 
     def start(self, *args, **more):
         env = self.env | more.pop("env", {})
-        return subprocess.Popen([self.linnet, *map(str, args)], env=env, stdin=subprocess.DEVNULL,
+        prepare = more.pop("preexec_fn", lambda: None)
+
+        def preexec():
+            for number in SIGNALS:  # nohup and a shell's & ignore some of them, and linnet heeds that
+                signal.signal(number, signal.SIG_DFL)
+            prepare()
+
+        return subprocess.Popen([self.linnet, *map(str, args)], env=env, preexec_fn=preexec, stdin=subprocess.DEVNULL,
                                 **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more)
 
     def call(self, *args, **more):
@@ -222,7 +230,7 @@ def main(options, experiment, jobs=2):
         name, check = case
         try:
             return None, check()
-        except Broken as e:
+        except (Broken, subprocess.TimeoutExpired) as e:
             return f"{name}: {e}", None
 
     lock, cases = threading.Lock(), iter(experiment(lab))

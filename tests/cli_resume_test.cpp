@@ -1,0 +1,284 @@
+// `linnet resume`, `fork`, `check --only resume` and --max-time, as a person runs them.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <sched.h>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "temp_dir.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+std::string read(const fs::path& path) {
+  std::stringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return text.str();
+}
+
+struct Ended {
+  int code;  // -1: by a signal
+  std::string out, err;
+};
+
+class Resume : public testing::Test {
+ protected:
+  using Args = std::vector<std::string>;
+
+  Ended linnet(const Args& args, bool in_cage = false) {
+    const pid_t pid = fork();
+    if (pid == 0) {
+      if (in_cage && !mount_small_disk()) _exit(77);
+      for (const auto& [name, fd] : {std::pair{"out", STDOUT_FILENO}, {"err", STDERR_FILENO}})
+        dup2(open((dir_ / name).c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666), fd);
+      std::vector<char*> argv = {const_cast<char*>("linnet")};
+      for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
+      argv.push_back(nullptr);
+      execv(LINNET_EXE, argv.data());
+      _exit(127);
+    }
+    int status = 0;
+    EXPECT_EQ(waitpid(pid, &status, 0), pid);
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read(dir_ / "out"), read(dir_ / "err")};
+  }
+
+  // A disk of 2 MiB at small/, seen by this process and its children only.
+  bool mount_small_disk() const {
+    return unshare(CLONE_NEWNS) == 0 && mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+           mount("none", (dir_ / "small").c_str(), "tmpfs", 0, "size=2m") == 0;
+  }
+
+  // 12 steps, a checkpoint after each.
+  std::string config(const std::string& extra = "") {
+    std::ofstream(dir_ / "tiny.toml")
+        << "data.name = 'synthetic'\ndata.samples = 120\ndata.val = 24\ndata.image_size = 16\nmodel.name = 'linear'\n"
+           "train.epochs = 4\ntrain.batch_size = 32\nlog.interval = 1\ncheckpoint.epochs = 0.1\n"
+           "optimizer.lr = 0.02\noptimizer.momentum = 0.9\nschedule.name = 'cosine'\n"
+        << extra;
+    return dir_ / "tiny.toml";
+  }
+  std::string at(const std::string& name) { return dir_ / name; }
+  void train(const std::string& name, const std::string& extra = "") {
+    const Ended ended = linnet({"train", config(extra), "--out", at(name)});
+    ASSERT_EQ(ended.code, 0) << ended.err;
+  }
+  // As a run that was killed after this step: no weights of its own, no newer checkpoint.
+  void rewind(const std::string& name, int64_t step) {
+    for (const auto& entry : fs::directory_iterator(dir_ / name / "checkpoints"))
+      if (std::stoll(entry.path().filename()) > step) fs::remove_all(entry);
+    fs::remove(dir_ / name / "model.safetensors");
+  }
+  std::string checkpoint(const std::string& name, int step, const std::string& file) {
+    return dir_ / name / "checkpoints" / fmt_step(step) / file;
+  }
+  static std::string fmt_step(int step) {
+    const std::string digits = std::to_string(step);
+    return std::string(8 - digits.size(), '0') + digits;
+  }
+  void expect_same(const std::string& a, const std::string& b) {
+    for (const char* file : {"metrics.jsonl", "model.safetensors"})
+      EXPECT_EQ(read(dir_ / a / file), read(dir_ / b / file)) << file;
+    json left = json::parse(read(dir_ / a / "summary.json")), right = json::parse(read(dir_ / b / "summary.json"));
+    left.erase("wall_s"), right.erase("wall_s");
+    EXPECT_EQ(left, right);
+  }
+
+  TempDir dir_;
+};
+
+void expect_has(const std::string& text, const std::string& part) {
+  EXPECT_NE(text.find(part), text.npos) << "no '" << part << "' in:\n" << text;
+}
+
+void flip_last_bit(const fs::path& path) {
+  std::string bytes = read(path);
+  ASSERT_FALSE(bytes.empty());
+  bytes.back() = char(bytes.back() ^ 1);
+  std::ofstream(path, std::ios::binary) << bytes;
+}
+
+TEST_F(Resume, GoesOnToTheSameBits) {
+  train("a", "checkpoint.keep = 100\n");
+  for (const int step : {12, 7, 3, 1}) {
+    fs::remove_all(at("b"));
+    fs::copy(at("a"), at("b"), fs::copy_options::recursive);
+    rewind("b", step);
+    const Ended ended = linnet({"resume", at("b")});
+    ASSERT_EQ(ended.code, 0) << ended.err;
+    expect_has(ended.err, "at step " + std::to_string(step) + ", epoch ");
+    expect_same("a", "b");
+  }
+  // The control: weights alone are not enough.
+  EXPECT_EQ(
+      linnet({"fork", checkpoint("a", 3, "model.safetensors"), config("checkpoint.keep = 100\n"), "--out", at("c")})
+          .code,
+      0);
+  EXPECT_NE(read(dir_ / "a" / "model.safetensors"), read(dir_ / "c" / "model.safetensors"));
+}
+
+TEST_F(Resume, AFinishedRunIsLeftAsItIs) {
+  train("a");
+  fs::copy(at("a"), at("b"), fs::copy_options::recursive);
+  const Ended ended = linnet({"resume", at("b")});
+  EXPECT_EQ(ended.code, 0) << ended.err;
+  expect_has(ended.out, "test accuracy");
+  expect_same("a", "b");
+}
+
+TEST_F(Resume, SaysWhatChangesAndWhatTheLearningRateWillDo) {
+  train("a");
+  const Ended ended = linnet({"resume", at("a"), "--epochs", "8", "--set", "log.interval=2", "--json"});
+  EXPECT_EQ(ended.code, 0) << ended.err;
+  expect_has(ended.err, "train.epochs: 4 -> 8\n");
+  expect_has(ended.err, "log.interval: 1 -> 2\n");
+  expect_has(ended.err, "learning rate: 0.01 at the next step (0 was planned)");
+  EXPECT_EQ(json::parse(ended.out)["step"], 24);
+  expect_has(read(dir_ / "a" / "config.toml"), "epochs = 8\n");
+}
+
+TEST_F(Resume, OtherKeysAreRefusedWithAPointerToFork) {
+  train("a");
+  const std::string before = read(dir_ / "a" / "config.toml");
+  for (const char* change : {"optimizer.lr=0.5", "train.batch_size=16", "train.seed=9", "model.name=mlp"}) {
+    const Ended ended = linnet({"resume", at("a"), "--set", change});
+    EXPECT_EQ(ended.code, 2) << change;
+    expect_has(ended.err, "cannot change in the middle of a run");
+    expect_has(ended.err, "linnet fork " + at("a"));
+  }
+  EXPECT_EQ(read(dir_ / "a" / "config.toml"), before);
+}
+
+TEST_F(Resume, WithoutARunItSaysWhatItExpected) {
+  const Ended ended = linnet({"resume", at("none")});
+  EXPECT_EQ(ended.code, 2);
+  expect_has(ended.err, "there is no run in " + at("none"));
+}
+
+TEST_F(Resume, ADamagedCheckpointIsNamedAndSetAside) {
+  train("a");
+  fs::copy(at("a"), at("b"), fs::copy_options::recursive);
+  flip_last_bit(checkpoint("b", 12, "optim.safetensors"));
+  const Ended ended = linnet({"resume", at("b")});
+  EXPECT_EQ(ended.code, 0) << ended.err;
+  expect_has(ended.err, "checkpoint 00000012 is not used: ");
+  expect_has(ended.err, "optim.safetensors: expected SHA-256");
+  expect_has(ended.err, "at step 11, ");
+  EXPECT_TRUE(fs::exists(dir_ / "b" / "checkpoints" / "00000012.bad-sha256"));
+  expect_same("a", "b");
+}
+
+TEST_F(Resume, WhereAllAreDamagedNothingIsOverwritten) {
+  train("a");
+  for (const auto& entry : fs::directory_iterator(dir_ / "a" / "checkpoints"))
+    flip_last_bit(entry.path() / "model.safetensors");
+  const auto contents = [&] {
+    std::map<std::string, std::string> all;
+    for (const auto& entry : fs::recursive_directory_iterator(at("a")))
+      if (entry.is_regular_file() && entry.path().filename() != "LOCK") all[entry.path()] = read(entry.path());
+    return all;
+  };
+  const auto before = contents();
+  const Ended ended = linnet({"resume", at("a"), "--epochs", "9"});
+  EXPECT_EQ(ended.code, 4) << ended.err;
+  expect_has(ended.err, "none of the checkpoints can be used, and starting over would lose them");
+  EXPECT_EQ(contents(), before);
+}
+
+TEST_F(Resume, ASavedRunWithoutItsCheckpointsIsNotStartedOver) {
+  train("a");
+  fs::remove_all(dir_ / "a" / "checkpoints");
+  const std::string weights = read(dir_ / "a" / "model.safetensors"), metrics = read(dir_ / "a" / "metrics.jsonl");
+  const Ended ended = linnet({"resume", at("a")});
+  EXPECT_EQ(ended.code, 4) << ended.err;
+  expect_has(ended.err, "the checkpoints of " + at("a") + " are gone");
+  EXPECT_EQ(read(dir_ / "a" / "model.safetensors"), weights);
+  EXPECT_EQ(read(dir_ / "a" / "metrics.jsonl"), metrics);
+}
+
+TEST_F(Resume, AKillWhileItStartedIsNoObstacle) {
+  train("a");
+  fs::create_directory(at("b"));
+  for (const char* left : {"LOCK", ".linnet-123-0.tmp"}) std::ofstream(dir_ / "b" / left) << "x";
+  const Ended again = linnet({"train", config(), "--out", at("b")});
+  EXPECT_EQ(again.code, 0) << again.err;
+  EXPECT_FALSE(fs::exists(dir_ / "b" / ".linnet-123-0.tmp"));
+  expect_same("a", "b");
+
+  fs::create_directory(at("c"));
+  fs::copy(dir_ / "a" / "config.toml", at("c"));
+  const Ended first = linnet({"resume", at("c")});
+  EXPECT_EQ(first.code, 0) << first.err;
+  expect_has(first.err, "has no checkpoint yet: it starts at step 0");
+  expect_same("a", "c");
+}
+
+TEST_F(Resume, ForkStartsFromARunOrAFile) {
+  train("a");
+  for (const std::string& source : {at("a"), at("a") + "/model.safetensors"}) {
+    fs::remove_all(at("b"));
+    const Ended ended =
+        linnet({"fork", source, config(), "--out", at("b"), "--set", "optimizer.lr=1e-9", "--epochs", "1"});
+    EXPECT_EQ(ended.code, 0) << ended.err;
+    const auto accuracy = [&](const char* run) {
+      return double(json::parse(read(dir_ / run / "summary.json"))["test/acc"]);
+    };
+    EXPECT_EQ(accuracy("a"), accuracy("b"));
+    EXPECT_EQ(json::parse(read(dir_ / "b" / "summary.json"))["step"], 3);
+  }
+  const Ended other = linnet({"fork", at("a"), config(), "--out", at("c"), "--set", "model.name=mlp"});
+  EXPECT_NE(other.code, 0);
+  EXPECT_FALSE(fs::exists(at("c")));
+}
+
+TEST_F(Resume, MaxTimeSavesAndStops) {
+  const Ended ended = linnet({"train", config(), "--out", at("a"), "--epochs", "1000000", "--max-time", "0.3s"});
+  EXPECT_EQ(ended.code, 143) << ended.err;
+  expect_has(ended.err, "stopped by --max-time after step ");
+  const json summary = json::parse(read(dir_ / "a" / "summary.json"));
+  EXPECT_EQ(summary["status"], "interrupted");
+  const Ended more = linnet({"resume", at("a"), "--max-time", "0.2s"});
+  EXPECT_EQ(more.code, 143) << more.err;
+  EXPECT_EQ(linnet({"resume", at("a"), "--max-time", "soon"}).code, 2);
+}
+
+TEST_F(Resume, CheckComparesAKilledRunWithAStraightOne) {
+  const Ended ended = linnet({"check", config(), "--only", "resume", "--set", "model.name=convnet", "--epochs=20"});
+  EXPECT_EQ(ended.code, 2);  // it has no such option
+  const Ended good =
+      linnet({"check", config(), "--only", "resume", "--set", "model.name=convnet", "--set", "train.epochs=20"});
+  EXPECT_EQ(good.code, 0) << good.out << good.err;
+  expect_has(good.out, "resume: PASS  24 steps straight ");
+}
+
+TEST_F(Resume, ADivergedRunReplaysItsStep) {
+  const Ended ended = linnet({"train", config(), "--out", at("a"), "--set", "model.name=convnet_nobn", "--set",
+                              "optimizer.lr=5000", "--set", "optimizer.momentum=0"});
+  EXPECT_EQ(ended.code, 5) << ended.err;
+  const std::string bad = read(dir_ / "a" / "nonfinite.json"), metrics = read(dir_ / "a" / "metrics.jsonl");
+  const json seen = json::parse(bad);
+  EXPECT_EQ(seen["samples"].size(), 32u);
+  EXPECT_NE(seen["where"], "");
+  fs::remove(dir_ / "a" / "nonfinite.json");
+  const Ended again = linnet({"resume", at("a")});
+  EXPECT_EQ(again.code, 5) << again.err;
+  EXPECT_EQ(read(dir_ / "a" / "nonfinite.json"), bad);
+  EXPECT_EQ(read(dir_ / "a" / "metrics.jsonl"), metrics);
+}
+
+TEST_F(Resume, ADiskThatIsTooSmallIsRefusedBeforeTraining) {
+  fs::create_directory(at("small"));
+  const Ended ended = linnet({"train", config(), "--out", at("small") + "/run"}, true);
+  if (ended.code == 77) GTEST_SKIP() << "no right to mount a tmpfs";
+  EXPECT_EQ(ended.code, 4) << ended.err;
+  expect_has(ended.err, "4 checkpoints of ");
+  expect_has(ended.err, " are free; free some or keep fewer checkpoints");
+}
+
+}  // namespace
