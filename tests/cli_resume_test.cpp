@@ -155,6 +155,16 @@ TEST_F(Resume, OtherKeysAreRefusedWithAPointerToFork) {
   EXPECT_EQ(read(dir_ / "a" / "config.toml"), before);
 }
 
+TEST_F(Resume, FewerEpochsThanAreDoneAreRefusedAndChangeNothing) {
+  train("a");
+  const std::string config = read(dir_ / "a" / "config.toml"), summary = read(dir_ / "a" / "summary.json");
+  const Ended ended = linnet({"resume", at("a"), "--epochs", "3"});
+  EXPECT_EQ(ended.code, 2);
+  expect_has(ended.err, "has 4 epochs behind it, more than train.epochs = 3");
+  EXPECT_EQ(read(dir_ / "a" / "config.toml"), config);
+  EXPECT_EQ(read(dir_ / "a" / "summary.json"), summary);
+}
+
 TEST_F(Resume, WithoutARunItSaysWhatItExpected) {
   const Ended ended = linnet({"resume", at("none")});
   EXPECT_EQ(ended.code, 2);

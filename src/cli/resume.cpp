@@ -48,9 +48,6 @@ int resume(const std::string& target, const TrainingOptions& o) {
   RunCheckpoints checkpoints(run, trainer);
   const bool found = checkpoints.load(trainer);
   for (const std::string& note : checkpoints.notes()) tell(note + "\n");
-  if (trainer.progress().epoch > config.train.epochs)
-    fail(Exit::usage, "{} has {} epochs behind it, more than train.epochs = {}; evaluate an earlier checkpoint instead",
-         target, trainer.progress().epoch, config.train.epochs);
   tell(changes);
   if (config.train.epochs != then.train.epochs) {
     Trainer before(then, *at.backend, at.data);

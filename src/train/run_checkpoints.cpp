@@ -175,7 +175,10 @@ bool RunCheckpoints::load(Trainer& trainer) {
   } catch (const Json::exception& e) {
     fail(Exit::checkpoint, "{}: its state.json is not one that Linnet wrote: {}", origin, e.what());
   }
-  run_.restore(run);
+  if (trainer.progress().epoch > epochs_)
+    fail(Exit::usage, "{} has {} epochs behind it, more than train.epochs = {}; evaluate an earlier checkpoint instead",
+         run_.dir().string(), trainer.progress().epoch, epochs_);
+  run_.restore(run);  // from here on the folder changes
   saved_step_ = trainer.global_step();
   best_val_acc_ = run.best_val_acc;
   for (const auto& [key, value] : run_.facts()) {

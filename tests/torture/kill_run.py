@@ -5,8 +5,8 @@ through. Metrics, weights and the last checkpoint must be those of a run that wa
   kill_run.py LINNET [--kills N] [--seed S] [--control]
 
 Half of the instants are uniform over the first 0.05 s, the start; half over a third of the time that the
-run takes. --control: a run that is killed once and goes on from its newest checkpoint's weights alone (`linnet fork`), and
-a run whose weights have one bit flipped at the end.
+run takes. --control: a run that is killed once and goes on from its newest checkpoint's weights alone (`linnet
+fork`), and a run whose weights have one bit flipped at the end.
 """
 import random
 import shutil

@@ -75,6 +75,7 @@ def experiment(lab):
         elif n % 2 == 0:
             yield f"{n} {number!r}", lambda name=name, number=number: once(lab, name, number)
         else:
+            name = "conv" if lab.control else name  # the longest: it would not end at once by itself
             yield f"{n} {number!r} twice", lambda name=name, number=number: twice(lab, name, number)
 
 
