@@ -812,9 +812,11 @@ std::string to_toml(const Config& config, bool docs) {
     }
     out += fmt::format("{} = {}\n", leaf, toml_value(value));
   };
+  Config copy = config;  // slots point into a Config that may be written
+  const std::vector<Slot> slots = slots_of(copy);
   std::string_view section;
-  visit(config, [&](const Key& key, const auto& value) {
-    if (!is_used(config, key)) return;
+  visit(config, [&, slot = slots.begin()](const Key& key, const auto& value) mutable {
+    if (!slot_used(*slot++, slots)) return;  // in the order of visit, too
     const auto [key_section, leaf] = split_key(key.name);
     if (key_section != section) out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", key_section);
     section = key_section;
