@@ -5,34 +5,18 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
-#ifndef LINNET_EXE
-#define LINNET_EXE "build/linnet"
-#endif
+#include "cli_run.h"
 
 namespace linnet {
 namespace {
 
 using nlohmann::json;
 
-struct Ended {
-  int code;
-  std::string out;  // stdout and stderr
-};
-Ended optim(const std::string& arguments) {
-  FILE* pipe = popen((std::string(LINNET_EXE) + " optim " + arguments + " 2>&1").c_str(), "r");
-  Ended ended{-1, ""};
-  char buffer[4096];
-  for (size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;) ended.out.append(buffer, n);
-  ended.code = WEXITSTATUS(pclose(pipe));
-  return ended;
-}
+Ended optim(const std::string& arguments) { return run_in_shell("optim " + arguments); }
 json parsed(const std::string& arguments) {
   const Ended ended = optim(arguments + " --json");
   EXPECT_EQ(ended.code, 0) << ended.out;
   return json::parse(ended.out, nullptr, false);
-}
-void expect_has(const std::string& text, const std::string& part) {
-  EXPECT_NE(text.find(part), text.npos) << "no '" << part << "' in:\n" << text;
 }
 
 TEST(CliOptim, TracesInDouble) {

@@ -10,40 +10,14 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "cli_run.h"
 #include "linnet/text.h"
 #include "temp_dir.h"
-
-#ifndef LINNET_EXE
-#define LINNET_EXE "build/linnet"
-#endif
 
 namespace linnet {
 namespace {
 
 using nlohmann::json;
-
-std::string read(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-std::vector<std::string> lines_of(const std::string& text) {
-  std::vector<std::string> lines;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) lines.push_back(line);
-  return lines;
-}
-
-void expect_has(const std::string& text, const std::string& part) {
-  EXPECT_NE(text.find(part), text.npos) << "no '" << part << "' in:\n" << text;
-}
-
-struct Ended {
-  int code;
-  std::string out, err;
-};
 
 class CliSchedule : public testing::Test {
  protected:

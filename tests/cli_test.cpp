@@ -14,13 +14,10 @@
 #include <sstream>
 #include <thread>
 
+#include "cli_run.h"
 #include "linnet/config.h"
 #include "linnet/safetensors.h"
 #include "temp_dir.h"
-
-#ifndef LINNET_EXE
-#define LINNET_EXE "build/linnet"
-#endif
 
 namespace linnet {
 namespace {
@@ -29,31 +26,9 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
-std::string read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 void write(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
 
-std::vector<std::string> lines_of(const std::string& text) {
-  std::vector<std::string> lines;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) lines.push_back(line);
-  return lines;
-}
-
 double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
-
-void expect_has(const std::string& text, const std::string& part) {
-  EXPECT_NE(text.find(part), text.npos) << "no '" << part << "' in:\n" << text;
-}
-
-struct Ended {
-  int code;  // -1: by a signal
-  std::string out, err;
-};
 
 class Cli : public testing::Test {
  protected:

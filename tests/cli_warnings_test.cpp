@@ -7,33 +7,17 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "cli_run.h"
 #include "temp_dir.h"
-
-#ifndef LINNET_EXE
-#define LINNET_EXE "build/linnet"
-#endif
 
 namespace linnet {
 namespace {
 
 using nlohmann::json;
 
-struct Ended {
-  int code;
-  std::string out;  // stdout and stderr
-};
-
 class CliWarnings : public testing::Test {
  protected:
-  Ended linnet(const std::string& arguments) {
-    const std::string command = "'" + std::filesystem::absolute(LINNET_EXE).string() + "' " + arguments + " 2>&1";
-    FILE* pipe = popen(command.c_str(), "r");
-    Ended ended{-1, ""};
-    char buffer[4096];
-    for (size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;) ended.out.append(buffer, n);
-    ended.code = WEXITSTATUS(pclose(pipe));
-    return ended;
-  }
+  Ended linnet(const std::string& arguments) { return run_in_shell(arguments); }
   // 3 steps an epoch of a net that learns within seconds.
   std::string config(const std::string& more = "") {
     const auto path = dir_ / "c.toml";
@@ -49,9 +33,6 @@ class CliWarnings : public testing::Test {
   TempDir dir_;
 };
 
-void expect_has(const std::string& text, const std::string& part) {
-  EXPECT_NE(text.find(part), text.npos) << "no '" << part << "' in:\n" << text;
-}
 int times(const std::string& text, const std::string& part) {
   int n = 0;
   for (size_t at = 0; (at = text.find(part, at)) != text.npos; ++at) ++n;
