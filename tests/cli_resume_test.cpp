@@ -10,23 +10,16 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "cli_run.h"
 #include "temp_dir.h"
 
 namespace {
 
 namespace fs = std::filesystem;
+using linnet::Ended;
+using linnet::expect_has;
+using linnet::read;
 using nlohmann::json;
-
-std::string read(const fs::path& path) {
-  std::stringstream text;
-  text << std::ifstream(path, std::ios::binary).rdbuf();
-  return text.str();
-}
-
-struct Ended {
-  int code;  // -1: by a signal
-  std::string out, err;
-};
 
 class Resume : public testing::Test {
  protected:
@@ -92,10 +85,6 @@ class Resume : public testing::Test {
 
   TempDir dir_;
 };
-
-void expect_has(const std::string& text, const std::string& part) {
-  EXPECT_NE(text.find(part), text.npos) << "no '" << part << "' in:\n" << text;
-}
 
 void flip_last_bit(const fs::path& path) {
   std::string bytes = read(path);
