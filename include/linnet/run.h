@@ -6,6 +6,7 @@
 //   metrics.jsonl     one row a line; the same bytes for the same config, seed and build, stopped and resumed or not
 //   timing.jsonl      wall time and images/s of the same rows: what differs from run to run
 //   summary.json      status: running | done | interrupted | failed | diverged
+//   predictions.json  of a finished run: label, predicted class and its probability for each test image
 //   checkpoints/      src/train/checkpoint.cpp
 //   model.safetensors the weights, at the end (ema.safetensors: their average)
 //   nonfinite.json    of a run that diverged: the step, its samples, where it was seen first
@@ -86,6 +87,7 @@ class RunFolder : public Observer {
   void open(const Config&, Backend&, const RunData&);
   void begin();
   void save(Trainer&);
+  void save_predictions(const std::vector<Prediction>&);
   void write_summary();
 
   std::filesystem::path dir_;

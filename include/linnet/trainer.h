@@ -32,10 +32,17 @@ RunData load_run_data(Config& config);
 // A data set on a device, in the form that make_batch reads.
 BatchSource upload_source(Backend&, const Images&, const std::vector<double>& mean, const std::vector<double>& std);
 
+// What a net says of one image.
+struct Prediction {
+  int32_t label = 0, predicted = 0;
+  float probability = 0;  // that it gives the predicted class
+};
+
 struct Accuracy {
   double loss = 0, acc = 0;  // means over n images; acc is a fraction
   int64_t n = 0;
-  std::vector<double> per_class;  // acc of each class; NaN for a class without images
+  std::vector<double> per_class;        // acc of each class; NaN for a class without images
+  std::vector<Prediction> predictions;  // of each image, in the source's order
 };
 
 // train.tta: "none", "flip" (the image and its mirror image), "flip_shift" (both, also moved by one pixel along each
@@ -63,8 +70,8 @@ class Net {
 };
 ModelOptions model_options(const Config&, const Images& like);
 
-// One row of metrics: "train/loss", "train/acc", "val/loss", "val/acc", "lr", "grad_norm", "test/acc", ..., in a fixed
-// order.
+// One row of metrics: "train/loss", "train/acc", "val/loss", "val/acc", "lr", "grad_norm", "update_ratio/LAYER",
+// "test/acc", ..., in a fixed order.
 struct Row {
   std::string kind;             // "step", "epoch" or "test"
   int64_t epoch = 0, step = 0;  // epochs and steps done so far
@@ -166,6 +173,8 @@ class Trainer {
   Updater& updater() { return updater_; }
   const Config& config() const { return config_; }
   std::string state_hash();  // XXH3-128 over parameters, optimizer state and buffers
+  // Of the plain weights, once the test set was read; empty before.
+  const std::vector<Prediction>& test_predictions() const { return test_predictions_; }
   // Batch memory of the last step, and its loss.
   const Tensor& batch() const { return batch_; }
   const Tensor& labels() const { return labels_; }
@@ -180,6 +189,7 @@ class Trainer {
   void compute(int64_t batches, int64_t images);
   Sums take_sums();
   Row epoch_row(double seconds);
+  void add_update_ratios(Row&);
   bool end_epoch(const Row&);
   void check_result();
   BadStep examine_bad_step(int64_t step);
@@ -203,6 +213,8 @@ class Trainer {
   Tensor one_;                    // where backward starts
   Tensor step_sums_, totals_;     // [2], [3] f64: of this step; since take_sums()
   Tensor best_, best_buffers_;    // of early stopping
+  Tensor before_;                 // the weights before the epoch's last step
+  std::vector<Prediction> test_predictions_;
   std::unique_ptr<Replay> replay_;
   int64_t eager_steps_ = 0;
   Progress at_;

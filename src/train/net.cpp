@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <span>
 
 #include "linnet/trainer.h"
 
@@ -92,6 +93,14 @@ Net::Net(Backend& backend, const std::string& model, const ModelOptions& options
   params_.seal(backend, seed, layout);
 }
 
+// The first of the largest logits, and its softmax.
+static Prediction predict(std::span<const float> logits, int32_t label) {
+  const auto largest = std::ranges::max_element(logits);
+  double sum = 0;
+  for (const float z : logits) sum += std::exp(double(z) - double(*largest));
+  return {label, int32_t(largest - logits.begin()), float(1 / sum)};
+}
+
 Accuracy Net::evaluate(const BatchSource& given, int64_t batch_size, int classes, const std::vector<View>& views) {
   BatchSource source = given;
   source.augment = {.padding = given.augment.padding};
@@ -103,6 +112,7 @@ Accuracy Net::evaluate(const BatchSource& given, int64_t batch_size, int classes
   backend_.upload(share, &one_of);
   std::vector<float> stats(size_t(batch_size * 2));
   std::vector<int32_t> labels(static_cast<size_t>(batch_size));
+  std::vector<float> outputs(size_t(batch_size) * size_t(classes));
   std::vector<double> right(size_t(classes), 0), count(size_t(classes), 0);
   Accuracy result;
   for (int64_t first = 0; first < n; first += batch_size) {
@@ -122,11 +132,14 @@ Accuracy Net::evaluate(const BatchSource& given, int64_t batch_size, int classes
     const Loss loss = softmax_cross_entropy(pass, logits, batch_labels, 0, 1);
     backend_.download(stats.data(), loss.stats);
     backend_.download(labels.data(), batch_labels);
+    backend_.download(outputs.data(), logits);
     for (int64_t i = 0; i < std::min(batch_size, n - first); ++i) {
       const auto label = size_t(labels[size_t(i)]);
       result.loss += double(stats[size_t(i * 2)]);
       right[label] += double(stats[size_t(i * 2 + 1)]);
       count[label] += 1;
+      const auto of_image = std::span(outputs).subspan(size_t(i) * size_t(classes), size_t(classes));
+      result.predictions.push_back(predict(of_image, labels[size_t(i)]));
     }
   }
   result.n = n;

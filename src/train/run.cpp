@@ -16,6 +16,7 @@
 #include "src/core/file.h"
 #include "src/core/json.h"
 #include "src/train/run_lock.h"
+#include "src/train/run_log.h"
 
 namespace linnet {
 
@@ -112,15 +113,6 @@ void remove_left_overs(const fs::path& dir) {
   for (const fs::path& file : found) fs::remove(file, ignored);
 }
 
-// A row of metrics.jsonl as it was reported.
-Row row_of(const Json& json) {
-  Row row{.kind = json.at("kind"), .epoch = json.at("epoch"), .step = json.at("step"), .hash = json.value("hash", "")};
-  for (const auto& [name, value] : json.items())
-    if (name != "schema" && name != "epoch" && name != "step" && !value.is_string())
-      row.values.emplace_back(name, value.is_null() ? std::nan("") : value.get<double>());
-  return row;
-}
-
 // The last row of a kind in a log; an empty one if there is none.
 Row last_row(const fs::path& log, const std::string& kind) {
   const std::string text = read_file(log, uint64_t(1) << 40, Exit::checkpoint);
@@ -128,12 +120,7 @@ Row last_row(const fs::path& log, const std::string& kind) {
   const size_t at = text.rfind(mark);
   if (at == text.npos) return {};
   const size_t before = text.rfind('\n', at), begin = before == text.npos ? 0 : before + 1;
-  try {
-    return row_of(parse_json(text.substr(begin, text.find('\n', at) - begin), log.string(), Exit::checkpoint));
-  } catch (const Json::exception& e) {
-    fail(Exit::checkpoint, "{}: its last row of kind '{}' is not one that Linnet wrote: {}", log.string(), kind,
-         e.what());
-  }
+  return parse_row(std::string_view(text).substr(begin, text.find('\n', at) - begin), log.string());
 }
 
 }  // namespace
@@ -264,7 +251,8 @@ std::string RunFolder::summary() const {
   if (!last_epoch_.kind.empty()) {
     json["epoch"] = last_epoch_.epoch;
     json["step"] = last_epoch_.step;
-    for (const auto& [name, value] : last_epoch_.values) json[name] = number(value);
+    for (const auto& [name, value] : last_epoch_.values)
+      if (!name.starts_with("update_ratio/")) json[name] = number(value);
     json["hash"] = last_epoch_.hash;
   }
   if (state_.best_val_acc >= 0) json["best"] = {{"val/acc", state_.best_val_acc}, {"epoch", state_.best_epoch}};
@@ -286,9 +274,25 @@ void RunFolder::save(Trainer& trainer) {
 
 void RunFolder::finish(const std::string& status, Trainer& trainer, const std::string& reason) {
   save(trainer);
+  save_predictions(trainer.test_predictions());
   status_ = status;
   reason_ = reason;
   write_summary();
+}
+
+// Columns, as an array of objects would repeat three names for every image.
+void RunFolder::save_predictions(const std::vector<Prediction>& predictions) {
+  if (predictions.empty()) return;
+  std::vector<int32_t> label, predicted;
+  std::vector<double> probability;
+  for (const Prediction& p : predictions) {
+    label.push_back(p.label);
+    predicted.push_back(p.predicted);
+    probability.push_back(std::round(double(p.probability) * 1e6) / 1e6);
+  }
+  const Json json = {
+      {"schema", 1}, {"split", "test"}, {"label", label}, {"predicted", predicted}, {"probability", probability}};
+  write_file_atomically(dir_ / "predictions.json", json.dump() + "\n", Exit::checkpoint);
 }
 
 void RunFolder::fail_run(const std::string& status, const std::string& reason, Trainer* trainer,

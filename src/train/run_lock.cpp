@@ -68,6 +68,8 @@ std::string network_warning(const fs::path& run) {
 
 }  // namespace
 
+std::string lock_holder(const fs::path& run) { return holder(run / "LOCK").value_or(""); }
+
 RunLock::RunLock(const fs::path& run)
     : fd_(uninterrupted(
           [&] { return ::open((run / "LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666); })),

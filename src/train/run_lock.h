@@ -7,6 +7,10 @@
 
 namespace linnet {
 
+// The process that LOCK says trains in `run`, if it still lives ("process 123 on host, which started at ..."); empty:
+// none. It takes no lock, so it disturbs nobody.
+std::string lock_holder(const std::filesystem::path& run);
+
 class RunLock {
  public:
   // Error(Exit::locked) names the process that has it. What is written in LOCK serves that message only.

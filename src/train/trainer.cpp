@@ -30,6 +30,8 @@ std::vector<int32_t> epoch_order(int64_t n, uint64_t seed, int64_t epoch, bool s
 // A rewind makes the learning rate smaller, so that the run does not diverge at the same place again.
 constexpr double kRewindFactor = 0.5;
 
+double square(double x) { return x * x; }
+
 bool all_finite(Backend& backend, const Tensor& x) {
   if (x.dtype() != DType::f32) return true;
   std::vector<float> values(static_cast<size_t>(x.numel()));
@@ -104,6 +106,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const RunData& data)
     backend.copy(t, like);
     return t;
   };
+  before_ = room(net_.params().flat().master);
   if (config.train.patience > 0) {
     best_ = room(net_.params().flat().master);
     best_buffers_ = room(net_.params().flat().buffers);
@@ -301,6 +304,7 @@ Outcome Trainer::run(const std::vector<Observer*>& observers, const std::functio
   while (at_.epoch < config_.train.epochs && !at_.stopped) {
     while (at_.in_epoch < steps_per_epoch_) {
       if (stop()) return Outcome::interrupted;
+      if (at_.in_epoch + 1 == steps_per_epoch_) backend_.copy(before_, net_.params().flat().master);
       step();
       for (Observer* o : observers) o->on_step(at_.step, at_.epoch);
       const bool row_due = at_.step % config_.log.interval == 0 || at_.in_epoch == steps_per_epoch_;
@@ -370,8 +374,26 @@ Row Trainer::epoch_row(double seconds) {
       updater_.with_average(at_.step - last_result().skipped, [&] { measure("val/ema_loss", "val/ema_acc"); });
   }
   row.values.emplace_back("lr", learning_rate(at_.step - 1));
+  add_update_ratios(row);
   row.hash = state_hash();
   return row;
+}
+
+// |change| / |weights| of each layer's weights in the epoch's last step; about 1e-3 is usual.
+void Trainer::add_update_ratios(Row& row) {
+  const ParamStore& store = net_.params();
+  std::vector<float> before(size_t(before_.numel())), after(before.size());
+  backend_.download(before.data(), before_);
+  backend_.download(after.data(), store.flat().master);
+  for (const Param* p : store.params()) {
+    if (p->group < 0 || p->shape.rank() < 2) continue;
+    double change = 0, norm = 0;
+    for (auto i = size_t(p->offset); i < size_t(p->offset + p->shape.numel()); ++i) {
+      change += square(double(after[i]) - double(before[i]));
+      norm += square(double(before[i]));
+    }
+    row.values.emplace_back("update_ratio/" + p->name.substr(0, p->name.rfind('.')), std::sqrt(change / norm));
+  }
 }
 
 // What an epoch's result means for the next one. Returns whether the training is over.
@@ -419,6 +441,7 @@ Row Trainer::test_row() {
       throw Diverged(fmt::format("training diverged: the loss on the test images is {}", std::fabs(a.loss)),
                      {.step = at_.step - 1, .epoch = at_.epoch, .loss = a.loss, .where = "the test images"});
     row.values.insert(row.values.end(), {{prefix + "loss", a.loss}, {prefix + "acc", a.acc}});
+    if (prefix == "test/") test_predictions_ = a.predictions;
   };
   const auto measure_all = [&](const std::string& prefix) {
     measure(prefix, {View{}});
