@@ -157,7 +157,9 @@ class SharedBackend : public Backend {
       make_padded_batch<Padding::reflect>(batch, target, draws, source, step, offset);
   }
 
-  void judge_step(const Tensor& step, const Tensor& grad, const Tensor& sums, Clip clip) override {
+  void judge_step(const Tensor& step, const Tensor& grad, const Tensor* buffers, const Tensor& sums,
+                  Clip clip) override {
+    if (buffers) exec_.reduce(buffers->numel(), Residue{ptr<float>(*buffers)}, StoreResidue{memory(step)});
     exec_.reduce(grad.numel(), Square{ptr<float>(grad), clip}, JudgeStep{memory(step), ptr<double>(sums), clip});
   }
   void shift(const Rule& rule, const Flat& flat, int segment, const Tensor& step) override {

@@ -29,7 +29,8 @@ struct StepParams {
 struct StepResult {
   float clip_scale = 1;
   float grad_norm = 0;     // global L2 norm, before clipping it
-  int32_t bad = 0;         // the loss or a gradient is not finite: the update is not applied
+  double residue = 0;      // of the new running statistics: 0, but NaN where one is not finite
+  int32_t bad = 0;         // loss, gradient or statistics are not finite: the update is not applied
   int32_t bad_in_row = 0;  // so many have come one after the other
   int64_t bad_step = -1;   // the first of them
   int64_t clipped = 0;     // steps so far whose gradient was scaled down

@@ -21,7 +21,17 @@ struct Square {
     return e * e + double(g[i] - g[i]);  // 0, but NaN where g is infinite, which clamping would hide
   }
 };
+// Sums to 0, but to NaN where an element is not finite.
+struct Residue {
+  const float* __restrict__ x;
+  LINNET_HD double operator()(int64_t i) const { return double(x[i] - x[i]); }
+};
+struct StoreResidue {
+  StepMemory* m;
+  LINNET_HD void operator()(double sum) const { m->result.residue = sum; }
+};
 struct JudgeStep {
+  static constexpr double kLargestFloat = 3.4028234663852886e38;
   StepMemory* m;
   const double* sums;  // [2] of this step: loss, correct answers
   Clip clip;
@@ -33,7 +43,9 @@ struct JudgeStep {
     r.clip_scale = clip.norm > 0 && factor < 1 ? factor : 1.f;
     // After more bad steps in a row than allowed, every further one is left out: the host will see it.
     const bool halted = r.bad_in_row > m->params.max_bad_in_row;
-    r.bad = halted || !is_finite(sum_of_squares) || !is_finite(sums[0]);
+    // A gradient whose square is no float would make the state of an optimizer infinite.
+    const double square = sum_of_squares * r.clip_scale * r.clip_scale;
+    r.bad = halted || !(square <= kLargestFloat) || !is_finite(sums[0]) || !is_finite(r.residue);
     if (halted) return;
     if (r.bad && r.bad_in_row == 0) r.bad_step = m->params.step;
     r.bad_in_row = r.bad ? r.bad_in_row + 1 : 0;

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -269,6 +270,24 @@ TEST_F(Resume, ADivergedRunReplaysItsStep) {
   EXPECT_EQ(again.code, 5) << again.err;
   EXPECT_EQ(read(dir_ / "a" / "nonfinite.json"), bad);
   EXPECT_EQ(read(dir_ / "a" / "metrics.jsonl"), metrics);
+}
+
+TEST_F(Resume, AChangedLogIsSeen) {
+  ASSERT_EQ(linnet({"train", config(), "--out", at("a"), "--epochs", "2"}).code, 0);
+  std::string rows = read(dir_ / "a" / "metrics.jsonl");
+  ++rows[rows.find("train/loss") + 13];
+  std::ofstream(dir_ / "a" / "metrics.jsonl") << rows;
+  const Ended more = linnet({"resume", at("a"), "--epochs", "3"});
+  EXPECT_EQ(more.code, 0) << more.err;
+  expect_has(more.err, "metrics.jsonl was changed since step ");
+}
+
+TEST_F(Resume, APipeAsConfigIsRefused) {
+  fs::create_directory(dir_ / "a");
+  ASSERT_EQ(::mkfifo((dir_ / "a" / "config.toml").c_str(), 0600), 0);
+  const Ended ended = linnet({"resume", at("a")});
+  EXPECT_EQ(ended.code, 2) << ended.err;
+  expect_has(ended.err, "expected a regular file");
 }
 
 TEST_F(Resume, ADiskThatIsTooSmallIsRefusedBeforeTraining) {

@@ -78,7 +78,7 @@ TEST_P(RuntimeTest, ReplayFollowsTheStepParameters) {
     const Tensor step = make_step(be()), sums(be().allocate(16), {2}, DType::f64);
     be().zero(sums);
     const auto compute = [&] {
-      be().judge_step(step, flat.grad, sums, {.norm = 1});
+      be().judge_step(step, flat.grad, nullptr, sums, {.norm = 1});
       be().update(rule, flat, 0, {.norm = 1}, step);
     };
     const std::unique_ptr<Replay> replay = captured ? be().capture(compute) : nullptr;

@@ -27,7 +27,7 @@ inline void update_once(Backend& be, const Rule& rule, const Flat& flat, const T
   const Tensor step_sums(be.allocate(sizeof sums), {2}, DType::f64);
   be.upload(step_sums, sums);
   be.shift(rule, flat, 0, step);
-  be.judge_step(step, flat.grad, step_sums, clip);
+  be.judge_step(step, flat.grad, nullptr, step_sums, clip);
   be.update(rule, flat, 0, clip, step);
 }
 

@@ -120,7 +120,7 @@ StepResult clipped(const std::vector<double>& g, float max_norm) {
   const auto backend = make_cpu_backend(2);
   const Tensor step = make_step(*backend), sums(backend->allocate(16), {2}, DType::f64);
   backend->zero(sums);
-  backend->judge_step(step, tensor_of(*backend, {int64_t(g.size())}, DType::f32, g), sums, {.norm = max_norm});
+  backend->judge_step(step, tensor_of(*backend, {int64_t(g.size())}, DType::f32, g), nullptr, sums, {.norm = max_norm});
   return read_step(*backend, step);
 }
 

@@ -40,7 +40,7 @@ TEST_P(MuonTest, FollowsPytorch) {
       StepParams params{.step = t - 1};
       params.group[0] = group_step(rule, golden["lr"], weight_decay, t);
       write_step(be(), step, params);
-      be().judge_step(step, flat.grad, sums, {});
+      be().judge_step(step, flat.grad, nullptr, sums, {});
       be().muon(rule, flat, {0, rows, columns, true}, 0, {}, memory, step);
       if (golden["shown"][shown] != t) continue;
       const std::vector<double> want = c["w"][shown++], got = download(be(), flat.master);

@@ -345,7 +345,7 @@ TEST_P(PytorchTest, ClippingByNorm) {
     Doubles g = draw("clip g", 300);
     const Tensor step = make_step(be()), sums(be().allocate(16), {2}, DType::f64);
     be().zero(sums);
-    be().judge_step(step, tensor_of(be(), {300}, DType::f32, g), sums, {.norm = max_norm});
+    be().judge_step(step, tensor_of(be(), {300}, DType::f32, g), nullptr, sums, {.norm = max_norm});
     const StepResult after = read_step(be(), step);
     for (double& e : g) e *= double(after.clip_scale);
     const Doubles want = golden[name];

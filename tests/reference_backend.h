@@ -100,8 +100,13 @@ class ReferenceBackend : public Backend {
     std::vector<char> memory;
   };
   std::shared_ptr<Block> allocate(size_t bytes) override { return std::make_shared<HostBlock>(bytes); }
-  void upload(const Tensor& dst, const void* host) override { std::memcpy(dst.raw(), host, dst.bytes()); }
-  void download(void* host, const Tensor& src) override { std::memcpy(host, src.raw(), src.bytes()); }
+  // An empty vector's data() may be null, which memcpy forbids.
+  void upload(const Tensor& dst, const void* host) override {
+    if (dst.bytes() > 0) std::memcpy(dst.raw(), host, dst.bytes());
+  }
+  void download(void* host, const Tensor& src) override {
+    if (src.bytes() > 0) std::memcpy(host, src.raw(), src.bytes());
+  }
   void copy(const Tensor& dst, const Tensor& src) override { std::memcpy(dst.raw(), src.raw(), src.bytes()); }
   void zero(const Tensor& dst) override { std::memset(dst.raw(), 0, dst.bytes()); }
   void synchronize() override {}
@@ -397,9 +402,13 @@ class ReferenceBackend : public Backend {
     }
     out.store(batch);
   }
-  void judge_step(const Tensor& step, const Tensor& grad, const Tensor& sums, Clip clip) override {
+  void judge_step(const Tensor& step, const Tensor& grad, const Tensor* buffers, const Tensor& sums,
+                  Clip clip) override {
     Values g(grad);
     double squares = 0;
+    bool finite = true;
+    if (buffers)
+      for (double e : Values(*buffers).v) finite = finite && std::isfinite(e);
     for (double e : g.v) {
       if (!std::isfinite(e)) squares = e - e;
       const double clamped = clip.value > 0 ? std::clamp(e, -double(clip.value), double(clip.value)) : e;
@@ -410,7 +419,8 @@ class ReferenceBackend : public Backend {
     const bool halted = r.bad_in_row > params(step)->max_bad_in_row;
     r.grad_norm = float(norm);
     r.clip_scale = clip.norm > 0 ? float(std::min(1.0, double(clip.norm) / (norm + 1e-6))) : 1.f;
-    r.bad = halted || !std::isfinite(squares) || !std::isfinite(sums.data<double>()[0]);
+    r.bad = halted || !finite || !std::isfinite(float(squares * r.clip_scale * r.clip_scale)) ||
+            !std::isfinite(sums.data<double>()[0]);
     if (halted) return;
     if (r.bad && r.bad_in_row == 0) r.bad_step = params(step)->step;
     r.bad_in_row = r.bad ? r.bad_in_row + 1 : 0;

@@ -86,7 +86,7 @@ StepResult judge(Backend& be, const std::vector<double>& gradient, Clip clip, do
   const Tensor step = make_step(be), sums(be.allocate(16), {2}, DType::f64);
   const double values[2] = {loss, 0};
   be.upload(sums, values);
-  be.judge_step(step, tensor_of(be, {int64_t(gradient.size())}, DType::f32, gradient), sums, clip);
+  be.judge_step(step, tensor_of(be, {int64_t(gradient.size())}, DType::f32, gradient), nullptr, sums, clip);
   return read_step(be, step);
 }
 std::pair<float, float> clip(Backend& be, int64_t n, float max_norm) {
@@ -125,6 +125,28 @@ TEST_P(StepTest, AStepWithInfinityOrNanIsBad) {
     EXPECT_EQ(r.skipped, 1);
     EXPECT_EQ(r.clipped, 0);
     EXPECT_EQ(judge(be(), g, {.value = 0.5}).bad, 1);  // clamping does not hide it
+  }
+}
+
+// The square of such an element is in the state of most optimizers, where it would be infinite.
+TEST_P(StepTest, AStepWhoseSquareIsNoFloatIsBad) {
+  std::vector<double> g = random_values(100, 1);
+  g[57] = 1.8e19;
+  EXPECT_EQ(judge(be(), g, {}).bad, 0);
+  g[57] = 1.9e19;
+  EXPECT_EQ(judge(be(), g, {}).bad, 1);
+  EXPECT_EQ(judge(be(), g, {.norm = 1}).bad, 0);  // what is applied is the clipped gradient
+}
+
+TEST_P(StepTest, AStepWithStatisticsThatAreNotFiniteIsBad) {
+  const Tensor step = make_step(be()), sums = tensor_of(be(), {2}, DType::f64, {1, 0});
+  const Tensor g = tensor_of(be(), {2}, DType::f32, {1, 2});
+  for (const double e : {1.0, std::numeric_limits<double>::infinity(), 2.0}) {
+    const Tensor buffers = tensor_of(be(), {3}, DType::f32, {1, e, 3});
+    be().judge_step(step, g, &buffers, sums, {});
+    EXPECT_EQ(read_step(be(), step).bad, !std::isfinite(e));
+    StepResult fresh;
+    write_result(be(), step, fresh);
   }
 }
 
@@ -240,7 +262,7 @@ Results muon_steps(Backend& be, int64_t rows, int64_t columns) {
     StepParams params{.step = t - 1};
     params.group[0] = group_step(rule, 0.1, 0.05, t);
     write_step(be, step, params);
-    be.judge_step(step, flat.grad, sums, {.norm = 1});
+    be.judge_step(step, flat.grad, nullptr, sums, {.norm = 1});
     be.muon(rule, flat, {0, rows, columns, true}, 0, {.norm = 1}, memory, step);
     upload(be, flat.grad, random_values(n, 2 + uint32_t(t)));
   }

@@ -840,6 +840,23 @@ TEST(NotFinite, StopLeavesTheStateAndNamesTheStep) {
     }
 }
 
+// Training does not read the running statistics: without a look at them they would end in a checkpoint.
+TEST(NotFinite, RunningStatisticsAreLookedAt) {
+  TinyRun run(tiny_config("convnet"));
+  const Flat& flat = run.trainer.net().params().flat();
+  struct Spoil : Observer {
+    explicit Spoil(const Flat& f) : flat(f) {}
+    void on_boundary(Trainer& trainer, bool) override {
+      if (trainer.global_step() == 4) flat.buffers.data<float>()[2] = INFINITY;
+    }
+    const Flat& flat;
+  } spoil(flat);
+  const BadStep bad = bad_step(run, {&spoil});
+  EXPECT_EQ(bad.step, 4);
+  EXPECT_EQ(bad.where, "the running statistics of batch norm");
+  for (int64_t i = 0; i < flat.buffers.numel(); ++i) EXPECT_TRUE(std::isfinite(flat.buffers.data<float>()[i]));
+}
+
 TEST(NotFinite, TheWeightsOfTheLastGoodStepStay) {
   Config config = tiny_config("mlp");
   config.optimizer.lr = 1e6;

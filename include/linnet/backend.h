@@ -152,9 +152,9 @@ class Backend {
                           const Tensor& step, int64_t offset) = 0;
 
   // -- the end of a step (kernels/update.h). `step` holds StepMemory: parameters from the host, results for it.
-  // Norm, clip factor and whether the step is good; grad [n_trainable], sums [2] f64: the step's loss and correct
-  // count.
-  virtual void judge_step(const Tensor& step, const Tensor& grad, const Tensor& sums, Clip) = 0;
+  // Norm, clip factor and whether the step is good; grad [n_trainable], buffers [m] or null: the new running
+  // statistics, sums [2] f64: the step's loss and correct count.
+  virtual void judge_step(const Tensor& step, const Tensor& grad, const Tensor* buffers, const Tensor& sums, Clip) = 0;
   virtual void shift(const Rule&, const Flat&, int segment, const Tensor& step) = 0;
   virtual void update(const Rule&, const Flat&, int segment, Clip, const Tensor& step) = 0;
   // One matrix under Muon; update() with a Muon rule is for what is no matrix.

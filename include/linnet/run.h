@@ -23,6 +23,7 @@
 namespace linnet {
 
 class RunLock;
+class Xxh3;
 
 // A text file that only grows, a line at a time, but for a cut when a run is taken up again. Errors are
 // Exit::checkpoint.
@@ -34,6 +35,8 @@ class Log {
   Log& operator=(const Log&) = delete;
   void append(const std::string& line);
   int64_t size() const { return size_; }
+  // XXH3 of what was written, by this object and before it up to the last cut.
+  std::string digest() const;
   // Error if it is shorter than that.
   void cut(int64_t size);
   void sync();
@@ -42,11 +45,13 @@ class Log {
   std::filesystem::path path_;
   int fd_;
   int64_t size_ = 0;
+  std::unique_ptr<Xxh3> digest_;
 };
 
 // What a checkpoint stores beside Progress: the logs up to it, and what is the best so far.
 struct RunState {
   int64_t metrics_bytes = 0, timing_bytes = 0;
+  std::string metrics_xxh3;
   double best_val_acc = -1;
   int64_t best_epoch = 0;
   double wall_s = 0;
@@ -75,8 +80,8 @@ class RunFolder : public Observer {
   std::string summary() const;
 
   RunState state() const;
-  // The logs are cut to what `state` says.
-  void restore(const RunState& state);
+  // The logs are cut to what `state` says. False where the rows that remain of the metrics are not those written then.
+  bool restore(const RunState& state);
   // Whether the run has saved its weights and a checkpoint with them: then starting over would lose it.
   bool was_saved() const { return was_saved_; }
   void sync_logs();

@@ -5,6 +5,7 @@
 #include "console.h"
 #include "linnet/text.h"
 #include "linnet/weights.h"
+#include "src/core/file.h"
 #include "training.h"
 
 namespace linnet {
@@ -28,6 +29,7 @@ int resume(const std::string& target, const TrainingOptions& o) {
   const fs::path dir = target;
   if (!fs::exists(dir / "config.toml"))
     fail(Exit::usage, "there is no run in {}: expected a folder with a config.toml", target);
+  InputFile(dir / "config.toml", Exit::usage);  // a pipe would be waited for
   Config then = load_config(dir / "config.toml"), config = load_config(dir / "config.toml", o.overrides());
   std::string changes, refused;
   for (const ConfigChange& c : differences(then, config)) {

@@ -131,7 +131,12 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
     const auto* diverged = dynamic_cast<const Diverged*>(&e);
     const bool bad = error && error->exit == Exit::diverged && !dynamic_cast<const StrictError*>(&e);
     const std::string why = diverged ? with_advice(*diverged) : e.what();
-    run.fail_run(bad ? "diverged" : "failed", why, bad ? nullptr : &trainer, diverged ? &diverged->bad : nullptr);
+    std::optional<BadStep> step;
+    if (diverged)
+      step = diverged->bad;
+    else if (bad)  // the save behind a step found a state that is not finite
+      step = {.step = trainer.global_step() - 1, .epoch = trainer.progress().epoch, .loss = NAN, .where = e.what()};
+    run.fail_run(bad ? "diverged" : "failed", why, bad ? nullptr : &trainer, step ? &*step : nullptr);
     if (diverged) throw Diverged(why, diverged->bad);
     throw;
   }

@@ -36,9 +36,26 @@ std::string sha256(std::string_view bytes) {
   return digest.finish();
 }
 
-std::string xxh3(std::string_view bytes) {
-  const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+namespace {
+std::string digits(XXH128_hash_t hash) { return fmt::format("{:016x}{:016x}", hash.high64, hash.low64); }
+}  // namespace
+
+struct Xxh3::State {
+  std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state{XXH3_createState(), XXH3_freeState};
+};
+
+Xxh3::Xxh3() : state_(std::make_unique<State>()) {
+  require(state_->state && XXH3_128bits_reset(state_->state.get()) == XXH_OK, "xxHash offers no XXH3");
 }
+
+Xxh3::~Xxh3() = default;
+
+void Xxh3::update(std::string_view bytes) {
+  require(XXH3_128bits_update(state_->state.get(), bytes.data(), bytes.size()) == XXH_OK, "xxHash's XXH3 failed");
+}
+
+std::string Xxh3::digest() const { return digits(XXH3_128bits_digest(state_->state.get())); }
+
+std::string xxh3(std::string_view bytes) { return digits(XXH3_128bits(bytes.data(), bytes.size())); }
 
 }  // namespace linnet

@@ -23,6 +23,19 @@ class Sha256 {
 std::string sha256(std::string_view bytes);
 
 // XXH3 of 128 bits: 32 digits. Fast, finds accidents, no defence against intent.
+class Xxh3 {
+ public:
+  Xxh3();
+  ~Xxh3();
+  Xxh3(const Xxh3&) = delete;
+  Xxh3& operator=(const Xxh3&) = delete;
+  void update(std::string_view bytes);
+  std::string digest() const;  // of the bytes so far
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 std::string xxh3(std::string_view bytes);
 
 }  // namespace linnet

@@ -634,10 +634,11 @@ class Reader {
       if (scope.bad.contains(chooser)) continue;
       const std::string& choice = by.empty() ? *slot.entry : *std::get<std::string*>(scope.find(by)->field);
       const auto users = by.empty() ? users_of(slot.section, slot.leaf) : slot.key.used_by;
+      const std::string what_to_do = !place.line        ? "leave it out"
+                                     : &scope != &root_ ? "remove it"  // --set does not reach groups and phases
+                                                        : fmt::format("remove it, or reset it with `--set {}=`", name);
       add(place, fmt::format("'{}' is not used with {} = \"{}\"", name, chooser, escaped(choice)),
-          fmt::format("{}; it is used with {}",
-                      place.line ? fmt::format("remove it, or reset it with `--set {}=`", name) : "leave it out",
-                      fmt::join(users, ", ")));
+          fmt::format("{}; it is used with {}", what_to_do, fmt::join(users, ", ")));
     }
   }
 

@@ -24,6 +24,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr uint64_t kLogBytes = uint64_t(1) << 40;
+
 // JSON has no NaN: such a value becomes null.
 Json number(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
 
@@ -59,7 +61,8 @@ fs::path new_run_dir(const Config& c) {
 
 Log::Log(const fs::path& path)
     : path_(path),
-      fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666)) {
+      fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666)),
+      digest_(std::make_unique<Xxh3>()) {
   struct stat info {};
   if (fd_ < 0 || fstat(fd_, &info) != 0)
     fail(Exit::checkpoint, "cannot write {}: {}", path.string(), std::generic_category().message(errno));
@@ -79,7 +82,10 @@ void Log::append(const std::string& line) {
     done += size_t(n);
   }
   size_ += int64_t(text.size());
+  digest_->update(text);
 }
+
+std::string Log::digest() const { return digest_->digest(); }
 
 void Log::cut(int64_t size) {
   if (size > size_)
@@ -88,6 +94,8 @@ void Log::cut(int64_t size) {
   if (uninterrupted([&] { return ::ftruncate(fd_, size); }) != 0)
     fail(Exit::checkpoint, "cannot cut {}: {}", path_.string(), std::generic_category().message(errno));
   size_ = size;
+  digest_ = std::make_unique<Xxh3>();
+  digest_->update(read_file(path_, kLogBytes, Exit::checkpoint));
 }
 
 void Log::sync() {
@@ -115,7 +123,7 @@ void remove_left_overs(const fs::path& dir) {
 
 // The last row of a kind in a log; an empty one if there is none.
 Row last_row(const fs::path& log, const std::string& kind) {
-  const std::string text = read_file(log, uint64_t(1) << 40, Exit::checkpoint);
+  const std::string text = read_file(log, kLogBytes, Exit::checkpoint);
   const std::string mark = fmt::format("\"kind\":\"{}\"", kind);
   const size_t at = text.rfind(mark);
   if (at == text.npos) return {};
@@ -207,11 +215,12 @@ RunState RunFolder::state() const {
   RunState s = state_;
   s.metrics_bytes = metrics_->size();
   s.timing_bytes = timing_->size();
+  s.metrics_xxh3 = metrics_->digest();
   s.wall_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
   return s;
 }
 
-void RunFolder::restore(const RunState& s) {
+bool RunFolder::restore(const RunState& s) {
   if (!begun_) begin();
   metrics_->cut(s.metrics_bytes);
   timing_->cut(s.timing_bytes);
@@ -219,6 +228,7 @@ void RunFolder::restore(const RunState& s) {
   started_ = std::chrono::steady_clock::now();
   last_epoch_ = last_row(dir_ / "metrics.jsonl", "epoch");
   test_ = {};
+  return s.metrics_bytes == 0 || s.metrics_xxh3 == metrics_->digest();
 }
 
 void RunFolder::sync_logs() {

@@ -60,6 +60,7 @@ Checkpoint to_checkpoint(const Snapshot& s, ParamStore& store, const std::map<st
   const Json state = {{"progress", Json::parse(s.progress.to_json())},
                       {"run",
                        {{"metrics_bytes", s.run.metrics_bytes},
+                        {"metrics_xxh3", s.run.metrics_xxh3},
                         {"timing_bytes", s.run.timing_bytes},
                         {"best_val_acc", s.run.best_val_acc},
                         {"best_epoch", s.run.best_epoch},
@@ -71,6 +72,7 @@ Checkpoint to_checkpoint(const Snapshot& s, ParamStore& store, const std::map<st
 RunState run_state(const Json& json) {
   RunState s;
   s.metrics_bytes = json.at("metrics_bytes");
+  s.metrics_xxh3 = json.at("metrics_xxh3");
   s.timing_bytes = json.at("timing_bytes");
   s.best_val_acc = json.at("best_val_acc");
   s.best_epoch = json.at("best_epoch");
@@ -178,7 +180,9 @@ bool RunCheckpoints::load(Trainer& trainer) {
   if (trainer.progress().epoch > epochs_)
     fail(Exit::usage, "{} has {} epochs behind it, more than train.epochs = {}; evaluate an earlier checkpoint instead",
          run_.dir().string(), trainer.progress().epoch, epochs_);
-  run_.restore(run);  // from here on the folder changes
+  if (!run_.restore(run))  // from here on the folder changes
+    notes_.push_back(fmt::format(
+        "metrics.jsonl was changed since step {}: its rows are not all those that were written", found->step));
   saved_step_ = trainer.global_step();
   best_val_acc_ = run.best_val_acc;
   for (const auto& [key, value] : run_.facts()) {

@@ -267,9 +267,11 @@ BadStep Trainer::examine_bad_step(int64_t step) {
   const int64_t images = count_images(first, batches);
   const StepResult before = read_step(backend_, step_memory_);
   compute(batches, images);
+  const bool statistics = is_finite(before.residue) && is_finite(read_step(backend_, step_memory_).residue);
   write_result(backend_, step_memory_, before);
   tape_.watch({});
   for (const Param* p : net_.params().params()) look(p->grad, "gradient of " + p->name);
+  if (bad.where.empty() && !statistics) bad.where = "the running statistics of batch norm";
   if (bad.where.empty()) bad.where = "the sum of the squared gradients";
   double sums[2];
   backend_.download(sums, step_sums_);

@@ -182,7 +182,7 @@ void Updater::before_forward(const Tensor& step) {
 
 void Updater::apply(const Tensor& step, const Tensor& step_sums, const Tensor& totals, int64_t images) {
   const Flat& flat = store_->flat();
-  backend_.judge_step(step, flat.grad.slice(0, {flat.n_trainable}), step_sums, clip_);
+  backend_.judge_step(step, flat.grad.slice(0, {flat.n_trainable}), &flat.buffers, step_sums, clip_);
   for (size_t g = 0; g < rules_.size(); ++g)
     if (const Muon* muon = std::get_if<Muon>(&rules_[g]))
       update_by_muon(*muon, int(g), step);

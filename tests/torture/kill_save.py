@@ -5,7 +5,7 @@
 
 kill:  SIGKILL after random times, each run going on where the one before was killed.
 entry: SIGKILL at every entry of every system call that touches files (strace).
-fault: each of these calls fails once: EIO, ENOSPC, EINTR, a short write, a write that claims more than it wrote;
+fault: each of these calls fails once: EIO, ENOSPC, EDQUOT, EINTR, a short write, a write that claims more than it wrote;
        a failed fsync must not be repeated on the same descriptor.
 order: what a power cut needs: each file is synced before the rename, the folder before "saved" and before old files go.
        Its own control: the same log without any one of these fsyncs must be found wrong.
@@ -25,7 +25,7 @@ import time
 
 SYSCALLS = ("open openat write pwrite64 fsync fdatasync rename renameat renameat2 unlink unlinkat mkdir mkdirat rmdir "
             "close ftruncate flock getdents64").split()
-FAULTS = ["error=EIO", "error=ENOSPC", "error=EINTR"]
+FAULTS = ["error=EIO", "error=ENOSPC", "error=EDQUOT", "error=EINTR"]
 WRITE_FAULTS = FAULTS + ["retval=1", "retval=100"]  # the call is not made, and claims so many bytes
 CLEAR = (0, 4, 127)  # done, refused with a message, not even started (the loader's own open failed)
 
