@@ -18,6 +18,7 @@ LAYERS = [
     (r"src/ops/", CORE + r"|linnet/(ops|layers)\.h"),
     (r"data/", BASE + r"|linnet/dataset\.h|kernels/rng\.h"),
     (r"src/backend/", BASE + r"|linnet/(tensor|backend)\.h|kernels/.*|src/backend/.*"),
+    (r"src/train/tensorboard\.cpp", r"linnet/.*|proto/tensorboard\.pb\.h"),
     (r"include/linnet/|src/train/", r"linnet/.*|src/(core|train)/.*|kernels/(rng|optim|update)\.h"),
     (r"src/cli/", r"linnet/.*|src/core/.*|src/backend/backends\.h"),
 ]
@@ -34,6 +35,7 @@ LIBRARIES = [
     (r"zlib", r"data/(cifar10|image_container)\.cpp"),
     (r"stb/", r"data/image\.cpp"),
     (r"seccomp", r"data/image_sandbox\.cpp"),
+    (r"(boost/crc)", r"src/train/tensorboard\.cpp"),
     (r"gtest", r"tests/"),
     (r"(?!(cmath|cstdint|variant)$)", r"(?!kernels/)|kernels/(exec_|shared_backend)"),
 ]

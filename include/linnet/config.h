@@ -142,6 +142,7 @@ struct Config {
   struct {
     int64_t interval = 50;
     double smoothing = 0;
+    bool tensorboard = true;
   } log;
 };
 
@@ -543,6 +544,7 @@ void visit(C& c, F&& f) {
       .max = 1,
       .max_excluded = true},
     c.log.smoothing);
+  f(K{.name = "log.tensorboard", .doc = "write event files for TensorBoard into the run folder"}, c.log.tensorboard);
 }
 
 // Whether `key` has an effect in this config: data.samples has none while data.name is "cifar10".

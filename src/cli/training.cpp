@@ -10,6 +10,7 @@
 
 #include "cli.h"
 #include "console.h"
+#include "linnet/tensorboard.h"
 #include "linnet/text.h"
 
 namespace linnet {
@@ -108,11 +109,13 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
     console.clear();
     tell(line + "\n");
   });
+  std::optional<TensorBoard> tensorboard;
+  std::vector<Observer*> observers = {&run, &checkpoints, &console, &watchdog};
   Outcome outcome;
   std::string reason;
   try {
-    outcome = trainer.run({&run, &checkpoints, &console, &watchdog},
-                          [&] { return caught != 0 || out_of_time() || warnings.fatal(); });
+    if (config.log.tensorboard) observers.push_back(&tensorboard.emplace(run.dir(), trainer));
+    outcome = trainer.run(observers, [&] { return caught != 0 || out_of_time() || warnings.fatal(); });
     if (warnings.fatal()) {
       checkpoints.save_now(trainer);
       throw StrictError(Exit::diverged, warnings.reason());

@@ -888,7 +888,7 @@ std::vector<ConfigChange> differences(const Config& from, const Config& to) {
 bool is_safe_to_change(std::string_view key) {
   static const std::set<std::string_view> safe = {"train.epochs",       "train.eval_batch_size", "train.device",
                                                   "train.on_nonfinite", "train.max_skips",       "train.tta",
-                                                  "data.path",          "log.interval"};
+                                                  "data.path",          "log.interval",          "log.tensorboard"};
   return key.starts_with("checkpoint.") || safe.contains(key);
 }
 
