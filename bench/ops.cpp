@@ -55,7 +55,7 @@ void conv(benchmark::State& state, ConvShape s, char pass) {
   const Conv c{s.stride, 1};
   const double flops = 2.0 * double(y.numel() * 9 * s.in);
   const auto run = [&] {
-    if (pass == 'f') backend().conv_forward(y, x, w, c);
+    if (pass == 'f') backend().conv_forward(y, x, w, c, nullptr);
     if (pass == 'd') backend().conv_backward_data(dx, y, w, c);
     if (pass == 'w') backend().conv_backward_weight(dw, y, x, c);
   };
@@ -66,11 +66,12 @@ void conv(benchmark::State& state, ConvShape s, char pass) {
 void bn(benchmark::State& state, int64_t channels, int64_t size, bool forward) {
   const Shape shape{kBatch, size, size, channels};
   const Tensor x = filled(shape), y = filled(shape), r = filled(shape), dx = filled(shape), dr = filled(shape);
-  const Tensor saved = filled({2, channels}), a = filled({channels}), b = filled({channels});
+  const Tensor saved = filled({4, channels}), a = filled({channels}), b = filled({channels});
   const BnState bn_state{filled({channels}), filled({channels}), filled({channels}), filled({channels})};
   const Bn bn{.relu = true};
   if (forward)
-    time(state, 0, 4.0 * double(x.bytes()), [&] { backend().bn_forward(y, saved, x, &r, bn_state, bn, true); });
+    time(state, 0, 4.0 * double(x.bytes()),
+         [&] { backend().bn_forward(y, saved, x, &r, bn_state, bn, true, nullptr); });
   else
     time(state, 0, 8.0 * double(x.bytes()),
          [&] { backend().bn_backward(dx, &dr, a, b, r, x, y, saved, bn_state.scale, bn); });

@@ -54,26 +54,26 @@ int main(int argc, char** argv) {
     const Tensor x = noise({s.n, s.h, s.w, s.c}), y = noise({s.n, s.h, s.w, s.k}), w = noise({s.k, 3, 3, s.c});
     const Tensor dx = noise(x.shape()), dy = noise(y.shape()), dw = noise(w.shape());
     const Conv conv{.stride = 1, .pad = 1};
-    float *px = x.data<float>(), *py = y.data<float>(), *pw = w.data<float>();
-    float *pdx = dx.data<float>(), *pdy = dy.data<float>(), *pdw = dw.data<float>();
-    const char* passes[] = {"forward", "backward data", "backward weight"};
-    for (int pass = 0; pass < 3; ++pass) {
+    const char* passes[] = {"forward", "backward data", "backward weight", "backward"};
+    for (int pass = 0; pass < 4; ++pass) {
       std::vector<std::function<void()>> ways;
       ways.push_back([&] {
         if (pass == 0) direct.forward(y, x, w, conv);
         if (pass == 1) direct.backward_data(dx, dy, w, conv);
-        if (pass == 2) direct.backward_weight(dw, dy, x, conv);
+        if (pass >= 2) direct.backward_weight(dw, dy, x, conv);
+        if (pass == 3) direct.backward_data(dx, dy, w, conv);
       });
       for (const auto& entry : winograds)
         ways.push_back([&] {
-          if (pass == 0) entry.second->forward(py, px, pw, s);
-          if (pass == 1) entry.second->backward_data(pdx, pdy, pw, s);
-          if (pass == 2) entry.second->backward_weight(pdw, pdy, px, s);
+          if (pass == 0) entry.second->forward(y, x, w);
+          if (pass == 1) entry.second->backward_data(dx, dy, w);
+          if (pass == 2) entry.second->backward_weight(dw, dy, x);
+          if (pass == 3) entry.second->backward(dx, dw, dy, x, w);
         });
       std::vector<double> best(ways.size(), 1e9);
       for (int run = 0; run < runs; ++run)
         for (size_t i = 0; i < ways.size(); ++i) best[i] = std::min(best[i], milliseconds(ways[i]));
-      const double gflop = 2e-9 * 9 * double(s.n * s.h * s.w * s.c * s.k);
+      const double gflop = (pass == 3 ? 2 : 1) * 2e-9 * 9 * double(s.n * s.h * s.w * s.c * s.k);
       std::printf("%3dx%-6d %-16s", int(s.c), int(s.h), passes[pass]);
       for (double ms : best) std::printf(" %7.3f (%6.0f)", ms, gflop / ms * 1e3);
       std::printf("\n");

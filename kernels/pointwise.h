@@ -35,6 +35,13 @@ struct Gelu {  // x * Phi(x), the exact form
   }
 };
 
+template <class From, class To>
+struct Cast {
+  const From* __restrict__ x;
+  To* __restrict__ y;
+  LINNET_HD void operator()(int64_t i) const { y[i] = To(float(x[i])); }
+};
+
 template <class Op, class T>
 struct UnaryForward {
   Op op;

@@ -25,6 +25,11 @@ class SharedBackend : public Backend {
  public:
   explicit SharedBackend(Exec exec) : exec_(exec) {}
 
+  void cast(const Tensor& y, const Tensor& x) override {
+    by_type(x.dtype(), [&]<class From>(From) {
+      by_type(y.dtype(), [&]<class To>(To) { exec_.for_each(x.numel(), Cast<From, To>{ptr<From>(x), ptr<To>(y)}); });
+    });
+  }
   void unary(const Unary& u, const Tensor& y, const Tensor& x) override {
     by_type(x.dtype(), [&]<class T>(T) {
       std::visit(

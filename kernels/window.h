@@ -5,6 +5,24 @@
 
 namespace linnet {
 
+// Pixel number `pixel` of images of height x width. Processors divide 64-bit numbers several times slower than 32-bit
+// ones.
+struct PixelAt {
+  int64_t image, row, column;
+  LINNET_HD PixelAt(int64_t pixel, int64_t height, int64_t width) {
+    if (uint64_t(pixel) >> 32 == 0) {
+      const uint32_t line = uint32_t(pixel) / uint32_t(width);
+      column = int64_t(uint32_t(pixel) - line * uint32_t(width));
+      image = int64_t(line / uint32_t(height));
+      row = int64_t(line - uint32_t(image) * uint32_t(height));
+    } else {
+      column = pixel % width;
+      row = pixel / width % height;
+      image = pixel / width / height;
+    }
+  }
+};
+
 // The geometry of a window that slides over [batch, height, width, channels].
 struct WindowShape {
   int64_t height, width, channels;  // of the input
@@ -19,8 +37,8 @@ struct MaxPool {
   T* __restrict__ y;
   int32_t* __restrict__ where;  // h * width + w of the maximum; the first one wins, a NaN always does (as PyTorch)
   LINNET_HD void operator()(int64_t pixel, int64_t c) const {
-    const int64_t ow = pixel % s.out_width, oh = pixel / s.out_width % s.out_height;
-    const int64_t image = pixel / (s.out_width * s.out_height) * s.height * s.width;
+    const PixelAt at(pixel, s.out_height, s.out_width);
+    const int64_t ow = at.column, oh = at.row, image = at.image * s.height * s.width;
     float best = 0;
     int32_t best_at = -1;
     for (int i = 0; i < s.size_h; ++i)
@@ -53,7 +71,8 @@ struct MaxPoolGrad {
   const int32_t* __restrict__ where;
   T* __restrict__ dx;
   LINNET_HD void operator()(int64_t pixel, int64_t c) const {
-    const int64_t w = pixel % s.width, h = pixel / s.width % s.height, n = pixel / (s.width * s.height);
+    const PixelAt at(pixel, s.height, s.width);
+    const int64_t w = at.column, h = at.row, n = at.image;
     int64_t h0, h1, w0, w1;
     windows_over(h, s.size_h, s.stride, s.pad, s.out_height, &h0, &h1);
     windows_over(w, s.size_w, s.stride, s.pad, s.out_width, &w0, &w1);
@@ -74,8 +93,8 @@ struct AvgPool {
   const T* __restrict__ x;
   T* __restrict__ y;
   LINNET_HD void operator()(int64_t pixel, int64_t c) const {
-    const int64_t ow = pixel % s.out_width, oh = pixel / s.out_width % s.out_height;
-    const int64_t image = pixel / (s.out_width * s.out_height) * s.height * s.width;
+    const PixelAt at(pixel, s.out_height, s.out_width);
+    const int64_t ow = at.column, oh = at.row, image = at.image * s.height * s.width;
     float sum = 0;
     for (int i = 0; i < s.size_h; ++i)
       for (int j = 0; j < s.size_w; ++j) {
@@ -92,15 +111,21 @@ struct AvgPoolGrad {
   const T* __restrict__ dy;
   T* __restrict__ dx;
   LINNET_HD void operator()(int64_t pixel, int64_t c) const {
-    const int64_t w = pixel % s.width, h = pixel / s.width % s.height, n = pixel / (s.width * s.height);
+    const PixelAt at(pixel, s.height, s.width);
+    const int64_t w = at.column, h = at.row, n = at.image;
     int64_t h0, h1, w0, w1;
     windows_over(h, s.size_h, s.stride, s.pad, s.out_height, &h0, &h1);
     windows_over(w, s.size_w, s.stride, s.pad, s.out_width, &w0, &w1);
+    const float area = float(s.size_h * s.size_w);
+    if (h0 == h1 && w0 == w1) {  // the usual case, and one whose loop over channels uses vectors
+      dx[pixel * s.channels + c] = T(float(dy[((n * s.out_height + h0) * s.out_width + w0) * s.channels + c]) / area);
+      return;
+    }
     float sum = 0;
     for (int64_t oh = h0; oh <= h1; ++oh)
       for (int64_t ow = w0; ow <= w1; ++ow)
         sum += float(dy[((n * s.out_height + oh) * s.out_width + ow) * s.channels + c]);
-    dx[pixel * s.channels + c] = T(sum / float(s.size_h * s.size_w));
+    dx[pixel * s.channels + c] = T(sum / area);
   }
 };
 
@@ -118,9 +143,9 @@ struct Shortcut {
   const T* __restrict__ x;
   T* __restrict__ y;
   LINNET_HD void operator()(int64_t pixel, int64_t c) const {
-    const int64_t ow = pixel % s.out_width, oh = pixel / s.out_width % s.out_height;
-    const int64_t n = pixel / (s.out_width * s.out_height), from = c - s.shift;
-    const int64_t in = ((n * s.height + oh * s.stride) * s.width + ow * s.stride) * s.channels + from;
+    const PixelAt at(pixel, s.out_height, s.out_width);
+    const int64_t ow = at.column, oh = at.row, from = c - s.shift;
+    const int64_t in = ((at.image * s.height + oh * s.stride) * s.width + ow * s.stride) * s.channels + from;
     y[pixel * s.out_channels + c] = from >= 0 && from < s.channels ? x[in] : T(0.f);
   }
 };
@@ -130,7 +155,8 @@ struct ShortcutGrad {
   const T* __restrict__ dy;
   T* __restrict__ dx;
   LINNET_HD void operator()(int64_t pixel, int64_t c) const {
-    const int64_t w = pixel % s.width, h = pixel / s.width % s.height, n = pixel / (s.width * s.height);
+    const PixelAt at(pixel, s.height, s.width);
+    const int64_t w = at.column, h = at.row, n = at.image;
     const bool taken = h % s.stride == 0 && w % s.stride == 0;
     const int64_t out = ((n * s.out_height + h / s.stride) * s.out_width + w / s.stride) * s.out_channels + c + s.shift;
     dx[pixel * s.channels + c] = taken ? dy[out] : T(0.f);

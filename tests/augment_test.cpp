@@ -650,6 +650,7 @@ std::vector<int> order_of_epoch(int64_t epoch, int64_t seed, bool shuffle) {
   config.data.std = {1};
   config.data.shuffle = shuffle;
   config.train.batch_size = 4;
+  config.train.precision = "f32";
   config.train.seed = seed;
   RunData data;
   data.train = {.height = 8, .width = 8, .channels = 1, .classes = 10};

@@ -80,7 +80,7 @@ TEST_P(ConvTest, EmptyBatch) {
   Pool pool(be());
   const Tensor none = pool.empty({0, 4, 4, 3}, DType::f32), out = pool.empty({0, 4, 4, 2}, DType::f32);
   const Tensor dw = tensor_of(be(), {2, 3, 3, 3}, DType::f32, std::vector<double>(54, 1.0));
-  be().conv_forward(out, none, dw, {1, 1});
+  be().conv_forward(out, none, dw, {1, 1}, nullptr);
   be().conv_backward_data(none, out, dw, {1, 1});
   be().conv_backward_weight(dw, out, none, {1, 1});
   EXPECT_EQ(download(be(), dw), std::vector<double>(54, 0.0));

@@ -23,7 +23,7 @@ struct Sample {
     std::vector<double> positive = random_values(channels.numel(), 12);
     for (double& v : positive) v = 0.5 + v * v;
     var = tensor_of(be, channels, DType::f32, positive);
-    saved = tensor_of(be, {2, shape[-1]}, DType::f32, random_values(2 * shape[-1], 13));
+    saved = tensor_of(be, {4, shape[-1]}, DType::f32, random_values(4 * shape[-1], 13));
   }
   BnState state() const { return {scale, bias, mean, var}; }
   Results results(Backend& be, bool train) const {
@@ -63,7 +63,7 @@ Results with_reference(const Shape& shape, DType dtype, bool relu, bool residual
   ReferenceBackend be;
   const Sample s(be, shape, dtype, offset);
   const Bn bn{.relu = relu};
-  be.bn_forward(s.y, s.saved, s.x, residual ? &s.residual : nullptr, s.state(), bn, train);
+  be.bn_forward(s.y, s.saved, s.x, residual ? &s.residual : nullptr, s.state(), bn, train, nullptr);
   if (train) be.bn_backward(s.dx, &s.dresidual, s.dscale, s.dbias, s.dy, s.x, s.y, s.saved, s.scale, bn);
   return s.results(be, train);
 }

@@ -104,14 +104,14 @@ TEST_P(RuntimeTest, ReplayOfALayerIsTheLayer) {
     const Tensor x = values(in, 1), w = values(filters, 2), dz = values(in, 3), y = values(in, 4), z = values(in, 5),
                  dy = values(in, 6), dx = values(in, 7), dw = values(filters, 8), scale = values(channels, 9),
                  bias = values(channels, 10), dscale = values(channels, 11), dbias = values(channels, 12),
-                 saved = values({2, 16}, 13);
+                 saved = values({4, 16}, 13);
     const std::vector<double> ones(16, 1.0);
     const BnState state{scale, bias, tensor_of(be(), channels, DType::f32, ones),
                         tensor_of(be(), channels, DType::f32, ones)};
     const Bn bn{.relu = true};
     const auto layer = [&] {
-      be().conv_forward(y, x, w, {1, 1});
-      be().bn_forward(z, saved, y, nullptr, state, bn, true);
+      be().conv_forward(y, x, w, {1, 1}, nullptr);
+      be().bn_forward(z, saved, y, nullptr, state, bn, true, nullptr);
       be().bn_backward(dy, nullptr, dscale, dbias, dz, y, z, saved, scale, bn);
       be().conv_backward_data(dx, dy, w, {1, 1});
       be().conv_backward_weight(dw, dy, x, {1, 1});
@@ -123,7 +123,7 @@ TEST_P(RuntimeTest, ReplayOfALayerIsTheLayer) {
       if (k == 0) {
         const Shape larger{32, 16, 16, 16};
         const Tensor a = values(larger, 14), b = values(larger, 15);
-        be().conv_forward(b, a, w, {1, 1});
+        be().conv_forward(b, a, w, {1, 1}, nullptr);
         be().conv_backward_data(a, b, w, {1, 1});
       }
     }

@@ -91,7 +91,7 @@ class OpRun {
     }
     for (size_t i = 0; i < c.state.size(); ++i)
       operands_.state.push_back(&store_.add_buffer("state " + std::to_string(i), c.state[i], 0));
-    if (!c.params.empty()) store_.seal(be, 0);
+    if (!c.params.empty()) store_.seal(be, 0, {.compute = dtype == DType::bf16 ? dtype : DType::f32});
     reset_state();
     step_ = make_step(be);
     write_step(be, step_, {.step = 5, .seed = 11});

@@ -120,10 +120,11 @@ class ReferenceBackend : public Backend {
     return call;
   }
 
-  void conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv) override {
+  bool conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv, const Tensor*) override {
     Values vy(y.shape()), vx(x), vw(w);
     for_products(vy, vx, vw, conv, [&](int64_t iy, int64_t ix, int64_t iw) { vy[iy] += vx[ix] * vw[iw]; });
     vy.store(y);
+    return false;
   }
   void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) override {
     Values vx(dx.shape()), vy(dy), vw(w);
@@ -137,7 +138,7 @@ class ReferenceBackend : public Backend {
   }
 
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
-                  Bn bn, bool train) override {
+                  Bn bn, bool train, const Tensor*) override {
     Values vx(x), vy(x.shape()), scale(state.scale), bias(state.bias), mean(state.mean), var(state.var);
     Values r = residual ? Values(*residual) : Values(x.shape());
     const int64_t channels = x.dim(-1), rows = x.numel() / channels;
@@ -196,6 +197,7 @@ class ReferenceBackend : public Backend {
     vc.store(c);
   }
 
+  void cast(const Tensor& y, const Tensor& x) override { Values(x).store(y); }
   void unary(const Unary& u, const Tensor& y, const Tensor& x) override {
     Values v(x);
     for (double& e : v.v) e = std::visit([&](auto op) { return ReferenceUnary::value(op, e); }, u);

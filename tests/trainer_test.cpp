@@ -250,6 +250,7 @@ Config plain_config(const std::string& model) {
   config.augment.crop_pad = 0;
   config.augment.flip = "none";
   config.train.epochs = 1;
+  config.train.precision = "f32";
   return config;
 }
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
@@ -32,25 +33,66 @@ Floats noise(int64_t count, unsigned seed) {
   return v;
 }
 
+// Numbers in memory of their own as f32 or bf16.
+struct Memory : Block {
+  explicit Memory(size_t size) : words(size / 2 + 1) { data = words.data(), bytes = size; }
+  std::vector<uint16_t> words;
+};
+Tensor tensor_of(const Floats& values, const Shape& shape, DType type) {
+  Tensor t(std::make_shared<Memory>(values.size() * size_of(type)), shape, type);
+  if (type == DType::f32) std::copy(values.begin(), values.end(), t.data<float>());
+  if (type == DType::bf16)
+    std::transform(values.begin(), values.end(), t.data<bf16>(), [](float v) { return bf16(v); });
+  return t;
+}
+Floats floats_of(const Tensor& t) {
+  Floats values(static_cast<size_t>(t.numel()));
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = t.dtype() == DType::f32 ? t.data<float>()[i] : float(t.data<bf16>()[i]);
+  return values;
+}
+
 // Data, and room for results, which starts as NaN: what is not written fails every comparison.
 struct Case {
-  explicit Case(const WinogradShape& shape)
+  explicit Case(const WinogradShape& shape, DType type = DType::f32)
       : s(shape),
+        type(type),
         x(noise(s.n * s.h * s.w * s.c, 1)),
         dy(noise(s.n * s.h * s.w * s.k, 2)),
         w(noise(s.k * 9 * s.c, 3)),
         y(dy.size(), std::numeric_limits<float>::quiet_NaN()),
         dx(x.size(), std::numeric_limits<float>::quiet_NaN()),
-        dw(w.size(), std::numeric_limits<float>::quiet_NaN()) {}
+        dw(w.size(), std::numeric_limits<float>::quiet_NaN()),
+        moments(size_t(2 * s.k), std::numeric_limits<double>::quiet_NaN()) {
+    if (type == DType::bf16)  // what a bf16 holds exactly
+      for (Floats* v : {&x, &dy, &w})
+        for (float& e : *v) e = float(bf16(e));
+  }
 
+  // All passes; then both gradients at once, which must give the same bits as one by one.
   void run(Winograd& winograd) {
-    winograd.forward(y.data(), x.data(), w.data(), s);
-    winograd.backward_data(dx.data(), dy.data(), w.data(), s);
-    winograd.backward_weight(dw.data(), dy.data(), x.data(), s);
+    const Shape in{s.n, s.h, s.w, s.c}, out{s.n, s.h, s.w, s.k}, weights{s.k, 3, 3, s.c};
+    const Tensor tx = tensor_of(x, in, type), tw = tensor_of(w, weights, type), tdy = tensor_of(dy, out, type);
+    const Tensor ty = tensor_of(y, out, type), tdx = tensor_of(dx, in, type), tdw = tensor_of(dw, weights, DType::f32);
+    const Tensor again = tensor_of(y, out, type), dx2 = tensor_of(dx, in, type),
+                 dw2 = tensor_of(dw, weights, DType::f32);
+    winograd.forward(ty, tx, tw, moments.data());
+    winograd.backward_data(tdx, tdy, tw);
+    winograd.backward_weight(tdw, tdy, tx);
+    winograd.forward(again, tx, tw);
+    winograd.backward(dx2, dw2, tdy, tx, tw);
+    y = floats_of(ty), dx = floats_of(tdx), dw = floats_of(tdw);
+    const auto same = [](const Floats& a, const Floats& b) {
+      return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+    };
+    EXPECT_TRUE(same(floats_of(again), y)) << "with and without moments";
+    EXPECT_TRUE(same(floats_of(dx2), dx) && same(floats_of(dw2), dw)) << "both gradients at once";
   }
 
   WinogradShape s;
+  DType type;
   Floats x, dy, w, y, dx, dw;
+  std::vector<double> moments;
 };
 
 struct Reference {
@@ -92,24 +134,47 @@ double error(const Floats& got, const std::vector<double>& wanted) {
   return worst / scale;
 }
 
-void expect_right(const WinogradShape& shape) {
-  Case t(shape);
+// The moments of a result's channels: against those of the reference, whose rounding they do not share.
+void expect_moments(const Case& run, const std::vector<double>& y, double tolerance) {
+  const int64_t k = run.s.k;
+  const double n = double(y.size()) / double(k);
+  for (int64_t c = 0; c < k && n > 0; ++c) {
+    double mean = 0, m2 = 0;
+    for (size_t i = size_t(c); i < y.size(); i += size_t(k)) mean += y[i] / n;
+    for (size_t i = size_t(c); i < y.size(); i += size_t(k)) m2 += (y[i] - mean) * (y[i] - mean);
+    const double deviation = std::sqrt(m2 / n) + 1e-3 * std::abs(mean);
+    EXPECT_NEAR(run.moments[size_t(c)], mean, tolerance * deviation);
+    EXPECT_NEAR(run.moments[size_t(k + c)], m2, tolerance * (m2 + deviation * deviation));
+  }
+}
+
+void expect_right(const WinogradShape& shape, DType type = DType::f32) {
+  Case t(shape, type);
   const Reference wanted(t);
+  // f32: the points 2 and -2 (winograd_kernel.h). bf16: the result is rounded once, by half a unit of 2^-8 at most.
+  const double tolerance = type == DType::f32 ? 1e-5 : 0x1p-8;
   ThreadPool pool(2);
   for (Simd simd : all_simd()) {
     SCOPED_TRACE(name_of(shape, simd));
     Case run = t;
     Winograd winograd(pool, simd);
     run.run(winograd);
-    EXPECT_LE(error(run.y, wanted.y), 1e-5);
-    EXPECT_LE(error(run.dx, wanted.dx), 1e-5);
+    EXPECT_LE(error(run.y, wanted.y), tolerance);
+    EXPECT_LE(error(run.dx, wanted.dx), tolerance);
     EXPECT_LE(error(run.dw, wanted.dw), 2e-5);
+    expect_moments(run, wanted.y, 1e-4);
   }
 }
 
 TEST(Winograd, EveryPairOfChannels) {
   for (int64_t c : {16, 32, 48, 64})
     for (int64_t k : {16, 32, 48, 64}) expect_right({5, 8, 9, c, k});
+}
+
+TEST(Winograd, Bf16) {
+  for (const WinogradShape& s :
+       {WinogradShape{5, 8, 9, 16, 48}, {3, 5, 7, 64, 32}, {2, 32, 32, 16, 16}, {17, 8, 8, 64, 64}})
+    expect_right(s, DType::bf16);
 }
 
 TEST(Winograd, EveryImageSize) {

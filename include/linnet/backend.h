@@ -55,6 +55,7 @@ struct MuonMemory {  // for the largest matrix, f32
 };
 struct Flat {
   Tensor master;   // [n] f32
+  Tensor compute;  // [n] bf16: the masters rounded; empty where products are f32
   Tensor grad;     // [n] f32
   Tensor slots;    // [slots, n] f32: the optimizer's state
   Tensor buffers;  // [m] f32: running statistics
@@ -94,6 +95,8 @@ class Backend {
   virtual Device device() const = 0;
   // For `linnet info`, env.json and the first line of a run: ("threads", "2"), ("oneDNN", "2.6.3"), ...
   virtual std::vector<std::pair<std::string, std::string>> info() const = 0;
+  // The type of activations, f32 or bf16, in which training is fastest here: train.precision = "auto".
+  virtual DType best_precision() const { return DType::f32; }
 
   // -- memory. Sizes in bytes; memory is aligned to 64 bytes and uninitialised. Error(Exit::device) when there is none
   // left.
@@ -106,22 +109,34 @@ class Backend {
   virtual std::unique_ptr<Replay> capture(std::function<void()> step) = 0;
 
   // -- vendor libraries: oneDNN, or cuDNN and cuBLAS
-  // y [n,oh,ow,k] = x [n,h,w,c] * w [k,r,s,c]
-  virtual void conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv) = 0;
+  // y [n,oh,ow,k] = x [n,h,w,c] * w [k,r,s,c]. x, y and w (a parameter's `compute`) are f32 or bf16 alike, dw is f32;
+  // sums are f32 or better. moments [2,k] f64 (may be null) is for a batch norm of y: whoever has each channel's mean
+  // and its sum of squared deviations from it at hand writes them and returns true; others return false.
+  virtual bool conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv, const Tensor* moments) = 0;
   virtual void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv) = 0;
   virtual void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv) = 0;
-  // Over all but the last extent. train: batch statistics, running ones updated (unbiased variance), `saved` [2,
-  // channels] f32 gets mean and 1/sqrt(var + eps) for backward. Otherwise: running statistics, `saved` may be empty.
+  // Both at once: they read the same dy.
+  virtual void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
+                             Conv conv) {
+    conv_backward_weight(dw, dy, x, conv);
+    conv_backward_data(dx, dy, w, conv);
+  }
+  // Over all but the last extent. train: batch statistics, running ones updated (unbiased variance), `saved` [4,
+  // channels] f32 gets mean and 1/sqrt(var + eps) for backward; its other two rows are for what the backend likes to
+  // keep. moments (may be null) are those of x, from conv_forward. Otherwise: running statistics, `saved` may be empty.
   virtual void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState&,
-                          Bn, bool train) = 0;
-  // dresidual (may be null) gets dy behind the ReLU's mask, which is taken from y. Train mode's gradients.
+                          Bn, bool train, const Tensor* moments) = 0;
+  // dresidual (may be null) gets dy behind the ReLU's mask, which is taken from y (or from x, of which y was made). One
+  // of dx and dresidual may be dy: in place. Train mode's gradients.
   virtual void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                            const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
                            Bn) = 0;
-  // c [m,n] = op(a) op(b), row-major; ta/tb: the matrix is stored transposed
+  // c [m,n] = op(a) op(b), row-major; ta/tb: the matrix is stored transposed. a and b are f32 or bf16 alike, and so is
+  // c, or c is f32 where they are bf16.
   virtual void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) = 0;
 
   // -- functors of kernels/, launched by SharedBackend<Exec>
+  virtual void cast(const Tensor& y, const Tensor& x) = 0;  // between f32 and bf16
   virtual void unary(const Unary&, const Tensor& y, const Tensor& x) = 0;
   virtual void unary_grad(const Unary&, const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& y) = 0;
   virtual void add(const Tensor& y, const Tensor& a, const Tensor& b) = 0;            // y may be a: in place
@@ -168,8 +183,12 @@ class Backend {
                       int64_t images, const Tensor& step) = 0;
 };
 
+// What a CPU convolves with: own Winograd kernels wherever they can compute it, oneDNN's direct sum everywhere, or
+// whichever is faster.
+enum class ConvMethod { fastest, direct, winograd };
+
 // "cpu" or "cuda"; "auto" takes a GPU when there is a usable one. Error(Exit::device) says why one cannot be had.
-std::unique_ptr<Backend> make_backend(const std::string& name);
+std::unique_ptr<Backend> make_backend(const std::string& name, ConvMethod = ConvMethod::fastest);
 
 // A tensor for StepMemory on `backend`, and its two halves.
 Tensor make_step(Backend&);

@@ -127,6 +127,7 @@ struct Config {
     int64_t seed = 0;
     double label_smoothing = 0;
     std::string precision = "auto";
+    std::string conv = "auto";
     std::string device = "auto";
     std::string on_nonfinite = "stop";
     int64_t max_skips = 10;
@@ -496,9 +497,14 @@ void visit(C& c, F&& f) {
   f(K{.name = "train.label_smoothing", .doc = "share of the target spread over all classes", .min = 0, .max = 0.999},
     c.train.label_smoothing);
   f(K{.name = "train.precision",
-      .doc = "type of activations and of the weights used in the products",
-      .choices = {"auto", "f32"}},
+      .doc = "type of activations and of the weights in products; masters, statistics and sums are f32. auto: bf16 "
+             "where the processor has instructions for it",
+      .choices = {"auto", "f32", "bf16"}},
     c.train.precision);
+  f(K{.name = "train.conv",
+      .doc = "convolutions on the CPU: direct (oneDNN), winograd (own, for 3x3 with stride 1), or the faster one",
+      .choices = {"auto", "direct", "winograd"}},
+    c.train.conv);
   f(K{.name = "train.device", .doc = "where to train", .choices = {"auto", "cpu", "cuda"}}, c.train.device);
   f(K{.name = "train.on_nonfinite",
       .doc =

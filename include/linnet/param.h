@@ -32,7 +32,8 @@ struct Param {
   size_t index = 0;
   int group = 0;       // whose settings it is trained with; -1: frozen
   int64_t offset = 0;  // where it starts in the flat buffers
-  // Views of Flat, from seal() on. Products read `compute`: the master itself in f32, its rounded copy in bf16.
+  // Views of Flat, from seal() on. Products read `compute`: the master itself in f32, its rounded copy in bf16
+  // (ParamStore::round).
   Tensor master, compute, grad;
   Init init;
 };
@@ -47,8 +48,9 @@ struct Buffer {  // state that is not trained: running mean and variance
 
 // How training sees the parameters.
 struct Layout {
-  int slots = 0;           // words of optimizer state per parameter
-  bool decay_all = false;  // weight decay for biases and normalisation too
+  int slots = 0;               // words of optimizer state per parameter
+  bool decay_all = false;      // weight decay for biases and normalisation too
+  DType compute = DType::f32;  // of activations and of the weights that products read: f32 or bf16
   int groups = 1;
   std::function<int(const std::string& name)>
       group;  // of a parameter, below `groups`; -1: frozen; none: all in group 0
@@ -62,6 +64,9 @@ class ParamStore {
 
   // Lays out the flat buffers on `backend` and fills in first values.
   void seal(Backend&, uint64_t seed, const Layout& = {});
+
+  // After the masters were changed: brings the rounded copies that products read up to date.
+  void round(Backend&) const;
 
   const Flat& flat() const { return flat_; }
   const std::vector<Param*>& params() const { return ordered_; }  // in creation order

@@ -74,6 +74,12 @@ struct Pass {
   bool train = false;    // batch statistics and dropout
   Tensor step = {};      // StepMemory on the device; needed by dropout only
   uint32_t batch = 0;    // which of the step's batches this is: each has dropout masks of its own
+  // What the last convolution knows of its result: Tensor::var, and conv_forward's moments. For a batch norm that
+  // follows.
+  struct {
+    int64_t var = -1;
+    Tensor value;
+  } moments = {};
 };
 
 }  // namespace linnet

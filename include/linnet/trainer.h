@@ -29,6 +29,10 @@ struct RunData {
 // training split. Error(Exit::data) if there is no usable data.
 RunData load_run_data(Config& config);
 
+// train.precision and train.conv as the code has them. "auto" is what is fastest on `backend`.
+DType precision_of(const Config& config, const Backend& backend);
+ConvMethod conv_method(const Config& config);
+
 // A data set on a device, in the form that make_batch reads.
 BatchSource upload_source(Backend&, const Images&, const std::vector<double>& mean, const std::vector<double>& std);
 
@@ -53,7 +57,8 @@ std::vector<View> test_views(const std::string& tta);
 class Net {
  public:
   Net(Backend&, const std::string& model, const ModelOptions&, uint64_t seed, const Layout& = {});
-  Tensor forward(Pass& pass, const Tensor& x) { return model_->forward(pass, x); }
+  // x is of type(). The masters may have been changed since the last time.
+  Tensor forward(Pass& pass, const Tensor& x);
   // Mean loss (no smoothing) and accuracy over all images of the source. The result does not depend on the batch size.
   // Several views of an image: the mean of their logits is judged.
   Accuracy evaluate(const BatchSource&, int64_t batch_size, int classes, const std::vector<View>& views = {View{}});
@@ -61,9 +66,11 @@ class Net {
   Backend& backend() { return backend_; }
   Pool& pool() { return pool_; }
   ParamStore& params() { return params_; }
+  DType type() const { return type_; }  // of activations
 
  private:
   Backend& backend_;
+  DType type_;
   Pool pool_;
   ParamStore params_;
   std::unique_ptr<Module> model_;

@@ -6,10 +6,10 @@
 
 namespace linnet {
 
-std::unique_ptr<Backend> make_backend(const std::string& name) {
-  if (name == "cpu") return make_cpu_backend();
+std::unique_ptr<Backend> make_backend(const std::string& name, ConvMethod conv) {
+  if (name == "cpu") return make_cpu_backend(default_threads(), conv);
   if (name == "cuda") return make_cuda_backend();
-  if (name == "auto") return cuda_usable().empty() ? make_cuda_backend() : make_cpu_backend();
+  if (name == "auto") return make_backend(cuda_usable().empty() ? "cuda" : "cpu", conv);
   fail(Exit::usage, "unknown device '{}': expected auto, cpu or cuda", name);
 }
 

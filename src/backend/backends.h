@@ -8,7 +8,13 @@
 
 namespace linnet {
 
-std::unique_ptr<Backend> make_cpu_backend(int threads = default_threads());
+std::unique_ptr<Backend> make_cpu_backend(int threads = default_threads(), ConvMethod = ConvMethod::fastest);
+
+// Multiplications and additions in f32, and memory read and written by a copy of what no cache holds.
+struct CpuPeak {
+  double gflops, gbytes;  // per second
+};
+CpuPeak measure_cpu_peak(int threads);
 
 std::unique_ptr<Backend> make_cuda_backend();
 // Empty if a GPU can be used, else the reason why not.

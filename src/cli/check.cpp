@@ -42,7 +42,7 @@ struct Scratch {
 [[noreturn]] void train_in_child(const fs::path& dir, Config config, int64_t steps) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);  // it does not outlive the check
   try {
-    const auto backend = make_backend(config.train.device);
+    const auto backend = make_backend(config.train.device, conv_method(config));
     const RunData data = load_run_data(config);
     Trainer trainer(config, *backend, data);
     auto run = fs::exists(dir / "config.toml")

@@ -19,5 +19,6 @@ void add_list(CLI::App&, Command&);
 void add_optim(CLI::App&, Command&);
 void add_info(CLI::App&, Command&);
 void add_schedule(CLI::App&, Command&);
+void add_bench(CLI::App&, Command&);
 
 }  // namespace linnet

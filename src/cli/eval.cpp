@@ -28,6 +28,7 @@ int evaluate(const Options& o) {
   std::string origin = o.target;
   if (fs::is_directory(o.target)) {
     config = load_config(fs::path(o.target) / "config.toml", o.set);
+    if (config.train.precision == "auto") config.train.precision = "f32";  // of a Linnet that knew nothing else
     weights = run_weights(o.target, origin);
   } else if (!fs::exists(o.target)) {
     fail(Exit::usage, "there is no run folder and no weights file at {}", o.target);
@@ -36,6 +37,7 @@ int evaluate(const Options& o) {
          o.target);
   } else {
     config = parse_config("", "", o.set);
+    if (config.train.precision == "auto") config.train.precision = "f32";  // as exact as the weights are
     weights = read_safetensors(o.target);
   }
   if (!o.model.empty()) config.model.name = o.model;
@@ -50,12 +52,12 @@ int evaluate(const Options& o) {
     if (!(s > 0) || !std::isfinite(s)) fail(Exit::usage, "--std expects finite numbers above 0, got {}", s);
   if (o.batch_size > 0) config.train.eval_batch_size = o.batch_size;
 
-  const auto backend = make_backend(o.device);
+  const auto backend = make_backend(o.device, conv_method(config));
   RunData data = load_run_data(config);
   const Images images = o.split == "test" ? data.test() : std::move(o.split == "val" ? data.val : data.train);
   if (images.size() == 0) fail(Exit::data, "the {} split is empty (data.val = 0)", o.split);
 
-  Net net(*backend, config.model.name, model_options(config, images), 0);
+  Net net(*backend, config.model.name, model_options(config, images), 0, {.compute = precision_of(config, *backend)});
   set_weights(*backend, net.params(), weights, origin);
   const BatchSource source = upload_source(*backend, images, config.data.mean, config.data.std);
   const Accuracy a = net.evaluate(source, config.train.eval_batch_size, images.classes);

@@ -50,6 +50,7 @@ int main(int argc, char** argv) {
   add_optim(app, command);
   add_info(app, command);
   add_schedule(app, command);
+  add_bench(app, command);
 
   try {
     app.parse(argc, argv);

@@ -31,6 +31,8 @@ int resume(const std::string& target, const TrainingOptions& o) {
     fail(Exit::usage, "there is no run in {}: expected a folder with a config.toml", target);
   InputFile(dir / "config.toml", Exit::usage);  // a pipe would be waited for
   Config then = load_config(dir / "config.toml"), config = load_config(dir / "config.toml", o.overrides());
+  for (Config* c : {&then, &config})
+    if (c->train.precision == "auto") c->train.precision = "f32";  // of a Linnet that knew nothing else
   std::string changes, refused;
   for (const ConfigChange& c : differences(then, config)) {
     changes += fmt::format("{}: {} -> {}\n", c.key, c.from.empty() ? "none" : c.from, c.to.empty() ? "none" : c.to);
@@ -42,7 +44,7 @@ int resume(const std::string& target, const TrainingOptions& o) {
          "--set ...",
          refused, target, (dir / "config.toml").string());
 
-  const Workplace at(config);
+  const Workplace at(config, o);
   RunFolder run(dir, config, *at.backend, at.data, RunFolder::Existing{});
   Trainer trainer(config, *at.backend, at.data);
   Warnings warnings(o.strict);
@@ -85,7 +87,7 @@ int fork_run(const ForkOptions& o) {
   Config config = load_config(o.config, o.overrides());
   std::string weights = o.source;  // read before a folder is made
   const SafeTensors tensors = fs::is_directory(o.source) ? run_weights(o.source, weights) : read_safetensors(o.source);
-  const Workplace at(config);
+  const Workplace at(config, o);
   Trainer trainer(config, *at.backend, at.data);
   trainer.start_from(tensors, weights);
   Warnings warnings(o.strict);

@@ -10,15 +10,16 @@ namespace {
 int train(const std::string& file, const TrainingOptions& o) {
   o.check();
   Config config = load_config(file, o.overrides());
-  const Workplace at(config);
+  const Workplace at(config, o);
   Trainer trainer(config, *at.backend, at.data);
   Warnings warnings(o.strict);
   warn(warnings, start_warnings(config, facts_of(trainer.net().params(), at.data.train.size())));
   RunFolder run(o.out.empty() ? new_run_dir(config) : std::filesystem::path(o.out), config, *at.backend, at.data);
   RunCheckpoints checkpoints(run, trainer);
-  tell(fmt::format("{} on {}: {} parameters; {} training, {} validation images; {} steps an epoch\nrun: {}\n",
-                   config.model.name, at.backend->info().front().second, trainer.net().params().count(),
-                   at.data.train.size(), at.data.val.size(), trainer.steps_per_epoch(), run.dir().string()));
+  tell(fmt::format("{} on {}, {}: {} parameters; {} training, {} validation images; {} steps an epoch\nrun: {}\n",
+                   config.model.name, at.backend->info().front().second, config.train.precision,
+                   trainer.net().params().count(), at.data.train.size(), at.data.val.size(), trainer.steps_per_epoch(),
+                   run.dir().string()));
   return run_training(trainer, run, checkpoints, at, warnings, o);
 }
 

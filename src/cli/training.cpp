@@ -12,6 +12,7 @@
 #include "console.h"
 #include "linnet/tensorboard.h"
 #include "linnet/text.h"
+#include "src/core/file.h"
 
 namespace linnet {
 
@@ -56,6 +57,35 @@ std::string with_advice(const Diverged& d) {
                      d.bad.step);
 }
 
+// Records some steps and writes them as a Chrome trace when they are over, or when the training is.
+class TraceFile : public Observer {
+ public:
+  TraceFile(std::string path, CallLog& log, const ParamStore& params, int64_t first)
+      : path_(std::move(path)), log_(log), params_(params), first_(first + kSkipped) {}
+  void on_step(int64_t step, int64_t) override {
+    if (step < first_ || written_) return;
+    log_.start();
+    begins_.push_back(now_ns());
+    if (step == first_ + kSteps) write();
+  }
+  void write() {
+    log_.stop();
+    if (written_) return;
+    written_ = true;
+    write_file_atomically(path_, chrome_trace(log_.spans(), params_, begins_, first_ + 1), Exit::checkpoint);
+    log_.clear();
+  }
+
+ private:
+  static constexpr int64_t kSkipped = 3, kSteps = 20;  // the first steps fill caches
+  std::string path_;
+  CallLog& log_;
+  const ParamStore& params_;
+  int64_t first_;
+  bool written_ = false;
+  std::vector<int64_t> begins_;
+};
+
 }  // namespace
 
 std::vector<std::string> TrainingOptions::overrides() const {
@@ -66,7 +96,11 @@ std::vector<std::string> TrainingOptions::overrides() const {
   return all;
 }
 
-void TrainingOptions::check() const { seconds_of(max_time); }
+void TrainingOptions::check() const {
+  seconds_of(max_time);
+  if (!profile.empty() && std::filesystem::exists(profile))
+    fail(Exit::usage, "--profile {}: there is a file already; name another one or remove it", profile);
+}
 
 void TrainingOptions::add_to(CLI::App& verb, bool fresh) {
   verb.add_option("-s,--set", set, "override a key: --set optimizer.lr=0.05 (may be repeated)")
@@ -76,11 +110,18 @@ void TrainingOptions::add_to(CLI::App& verb, bool fresh) {
   if (fresh) verb.add_option("--seed", seed, "the same as --set train.seed=");
   verb.add_option("--epochs", epochs, "the same as --set train.epochs=");
   verb.add_option("--max-time", max_time, "save and stop after this time (90s, 15m, 1.5h), as SIGTERM does");
+  verb.add_option("--profile", profile, "write a Chrome trace of 20 steps, after the first 3, to this file");
   verb.add_flag("--json", json, "print the run's summary as JSON on stdout");
   verb.add_flag("--strict", strict, "warnings end the run: `linnet list warnings`");
 }
 
-Workplace::Workplace(Config& config) : backend(make_backend(config.train.device)), data(load_run_data(config)) {
+Workplace::Workplace(Config& config, const TrainingOptions& options)
+    : backend(make_backend(config.train.device, conv_method(config))), data(load_run_data(config)) {
+  config.train.precision = name_of(precision_of(config, *backend));  // a resumed run goes on in the same one
+  if (!options.profile.empty()) {
+    spans = std::make_shared<CallLog>();
+    backend = make_profiler(std::move(backend), spans);
+  }
   data.test();  // a damaged test set shows now, not after hours of training; it is measured once, at the end
 }
 
@@ -110,12 +151,16 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
     tell(line + "\n");
   });
   std::optional<TensorBoard> tensorboard;
+  std::optional<TraceFile> trace;
   std::vector<Observer*> observers = {&run, &checkpoints, &console, &watchdog};
+  if (at.spans)
+    observers.push_back(&trace.emplace(o.profile, *at.spans, trainer.net().params(), trainer.global_step()));
   Outcome outcome;
   std::string reason;
   try {
     if (config.log.tensorboard) observers.push_back(&tensorboard.emplace(run.dir(), trainer));
     outcome = trainer.run(observers, [&] { return caught != 0 || out_of_time() || warnings.fatal(); });
+    if (trace) trace->write();
     if (warnings.fatal()) {
       checkpoints.save_now(trainer);
       throw StrictError(Exit::diverged, warnings.reason());

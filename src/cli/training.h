@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "linnet/profile.h"
 #include "linnet/run.h"
 #include "linnet/warnings.h"
 
@@ -17,7 +18,7 @@ struct TrainingOptions {
   std::vector<std::string> set;
   std::string out, device;
   std::optional<int64_t> seed, epochs;
-  std::string max_time;
+  std::string max_time, profile;
   bool json = false, strict = false;
 
   // The --set list with what --seed, --epochs and --device stand for.
@@ -28,11 +29,13 @@ struct TrainingOptions {
   void add_to(CLI::App& verb, bool fresh);
 };
 
-// A backend and images for `config`, which gets the data's mean and deviation; both splits are read once.
+// A backend and images for `config`, which gets the data's mean and deviation, and bf16 or f32 for precision = "auto";
+// both splits are read once.
 struct Workplace {
   std::unique_ptr<Backend> backend;
   RunData data;
-  explicit Workplace(Config& config);
+  std::shared_ptr<CallLog> spans;  // what the backend does, with --profile
+  Workplace(Config& config, const TrainingOptions& options);
 };
 
 // Prints what can be said before the first step. Error(Exit::usage) with --strict, if there was any.

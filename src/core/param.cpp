@@ -90,6 +90,11 @@ void ParamStore::seal(Backend& backend, uint64_t seed, const Layout& layout) {
     at += padded(p->shape.numel());
   }
   backend.upload(flat_.master, values.data());
+  if (layout.compute != DType::f32) {
+    flat_.compute = Tensor(backend.allocate(size_t(flat_.n) * size_of(layout.compute)), {flat_.n}, layout.compute);
+    for (Param* p : order) p->compute = flat_.compute.slice(p->offset, p->shape);
+    round(backend);
+  }
 
   int64_t count = 0;
   for (const Buffer& b : buffers_) count += padded(b.shape.numel());
@@ -103,6 +108,10 @@ void ParamStore::seal(Backend& backend, uint64_t seed, const Layout& layout) {
     at += padded(b.shape.numel());
   }
   backend.upload(flat_.buffers, fill.data());
+}
+
+void ParamStore::round(Backend& backend) const {
+  if (flat_.compute) backend.cast(flat_.compute, flat_.master);
 }
 
 int64_t ParamStore::count() const {

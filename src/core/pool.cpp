@@ -29,7 +29,8 @@ Tensor Pool::empty(const Shape& shape, DType dtype) {
   auto lease = std::make_shared<Lease>();
   lease->home = free_;
   // Only exact sizes are reused: a best fit would let a small tensor take a large one's block and cause a miss later.
-  if (auto found = free_->find(bytes); found != free_->end()) {
+  // Of several the one that came back last: it may still be in a cache.
+  if (auto found = free_->upper_bound(bytes); found != free_->begin() && (--found)->first == bytes) {
     lease->block = std::move(free_->extract(found).mapped());
   } else {
     lease->block = backend_.allocate(bytes);

@@ -9,15 +9,18 @@ Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
   const int64_t oh = window_extent("conv2d", x.dim(1), w.shape[1], conv.stride, conv.pad);
   const int64_t ow = window_extent("conv2d", x.dim(2), w.shape[2], conv.stride, conv.pad);
   Tensor y = p.pool.empty({x.dim(0), oh, ow, w.shape[0]}, x.dtype());
-  p.be.conv_forward(y, x, w.compute, conv);
+  Tensor moments = p.tape && p.train ? p.pool.empty({2, w.shape[0]}, DType::f64) : Tensor();
+  if (!p.be.conv_forward(y, x, w.compute, conv, moments ? &moments : nullptr)) moments = {};
   if (!p.tape) return y;
-  return p.tape->track(y, {"conv2d", &w}, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, conv](const Tensor& dy) {
-    tape->add_grad(w, [&](const Tensor& dw) { be.conv_backward_weight(dw, dy, x, conv); });
-    if (!Tape::wants(x)) return;  // the first layer: nobody asks for the gradient of an image
+  y = p.tape->track(y, {"conv2d", &w}, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, conv](const Tensor& dy) {
+    if (!Tape::wants(x))  // the first layer: nobody asks for the gradient of an image
+      return tape->add_grad(w, [&](const Tensor& dw) { be.conv_backward_weight(dw, dy, x, conv); });
     Tensor dx = pool.empty(x.shape(), x.dtype());
-    be.conv_backward_data(dx, dy, w.compute, conv);
+    tape->add_grad(w, [&](const Tensor& dw) { be.conv_backward(dx, dw, dy, x, w.compute, conv); });
     tape->add_grad(x, std::move(dx));
   });
+  p.moments = {y.var, std::move(moments)};
+  return y;
 }
 
 }  // namespace linnet

@@ -17,8 +17,10 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
   Tensor y = p.pool.empty(x.shape(), x.dtype());
   const bool record = p.tape != nullptr;
   require(!record || p.train, "[batch_norm] has no gradient in evaluation mode; set Pass::train or leave the tape out");
-  Tensor saved = p.train ? p.pool.empty({2, x.dim(-1)}, DType::f32) : Tensor();
-  p.be.bn_forward(y, saved, x, residual, {scale.master, bias.master, mean.value, var.value}, bn, p.train);
+  Tensor saved = p.train ? p.pool.empty({4, x.dim(-1)}, DType::f32) : Tensor();
+  const bool known = p.train && p.moments.value && p.moments.var == x.var;
+  p.be.bn_forward(y, saved, x, residual, {scale.master, bias.master, mean.value, var.value}, bn, p.train,
+                  known ? &p.moments.value : nullptr);
   if (!record) return y;
 
   const Tensor r = residual ? *residual : Tensor();
@@ -27,10 +29,13 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
   return p.tape->track(
       y, {"batch_norm", &scale},
       [&be = p.be, &pool = p.pool, tape = p.tape, x, mask, r, saved, &scale, &bias, bn](const Tensor& dy) {
-        const bool wants_residual = r && Tape::wants(r);
-        Tensor dx = pool.empty(x.shape(), x.dtype());
-        // Without a ReLU the residual's gradient is dy itself.
-        Tensor dr = wants_residual && bn.relu ? pool.empty(x.shape(), x.dtype()) : Tensor();
+        const bool wants_residual = r && Tape::wants(r), masked = wants_residual && bn.relu;
+        // What nobody else holds may be overwritten. Without a ReLU the residual's gradient is dy itself.
+        const auto in_place_of_dy = [&](bool wanted) {
+          return wanted && dy.sole_owner() ? dy : pool.empty(x.shape(), x.dtype());
+        };
+        Tensor dr = masked ? in_place_of_dy(true) : Tensor();
+        Tensor dx = in_place_of_dy(!wants_residual);
         tape->add_grad(scale, [&](const Tensor& dscale) {
           tape->add_grad(bias, [&](const Tensor& dbias) {
             be.bn_backward(dx, dr ? &dr : nullptr, dscale, dbias, dy, x, mask, saved, scale.master, bn);

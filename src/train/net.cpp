@@ -67,6 +67,16 @@ RunData load_run_data(Config& config) {
   return data;
 }
 
+DType precision_of(const Config& config, const Backend& backend) {
+  if (config.train.precision == "auto") return backend.best_precision();
+  return config.train.precision == "bf16" ? DType::bf16 : DType::f32;
+}
+
+ConvMethod conv_method(const Config& config) {
+  if (config.train.conv == "auto") return ConvMethod::fastest;
+  return config.train.conv == "direct" ? ConvMethod::direct : ConvMethod::winograd;
+}
+
 BatchSource upload_source(Backend& backend, const Images& images, const std::vector<double>& mean,
                           const std::vector<double>& std) {
   const int64_t n = images.size(), channels = images.channels;
@@ -89,8 +99,13 @@ ModelOptions model_options(const Config& config, const Images& like) {
 }
 
 Net::Net(Backend& backend, const std::string& model, const ModelOptions& options, uint64_t seed, const Layout& layout)
-    : backend_(backend), pool_(backend), model_(make_model(model, params_, options)) {
+    : backend_(backend), type_(layout.compute), pool_(backend), model_(make_model(model, params_, options)) {
   params_.seal(backend, seed, layout);
+}
+
+Tensor Net::forward(Pass& pass, const Tensor& x) {
+  params_.round(backend_);  // every time, whoever has changed the masters: it costs a thousandth of a step
+  return model_->forward(pass, x);
 }
 
 // The first of the largest logits, and its softmax.
@@ -116,7 +131,7 @@ Accuracy Net::evaluate(const BatchSource& given, int64_t batch_size, int classes
   std::vector<double> right(size_t(classes), 0), count(size_t(classes), 0);
   Accuracy result;
   for (int64_t first = 0; first < n; first += batch_size) {
-    Tensor batch = pool_.empty({batch_size, image[1], image[2], image[3]}, DType::f32);
+    Tensor batch = pool_.empty({batch_size, image[1], image[2], image[3]}, type_);
     Tensor batch_labels = pool_.empty({batch_size}, DType::i32);
     Tensor draws = pool_.empty({batch_size, kDrawWords}, DType::i32);
     write_step(backend_, step, {.first = first});
@@ -125,7 +140,8 @@ Accuracy Net::evaluate(const BatchSource& given, int64_t batch_size, int classes
     for (const View& view : views) {
       source.view = view;
       backend_.make_batch(batch, batch_labels, draws, source, step, 0);  // past the end: label -1
-      const Tensor of_view = forward(pass, batch);
+      Tensor of_view = pool_.empty({batch_size, classes}, DType::f32);
+      backend_.cast(of_view, forward(pass, batch));
       logits = logits ? add(pass, logits, of_view) : of_view;
     }
     if (views.size() > 1) backend_.scale_by(logits, logits, share);

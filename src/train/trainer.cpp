@@ -33,10 +33,12 @@ constexpr double kRewindFactor = 0.5;
 double square(double x) { return x * x; }
 
 bool all_finite(Backend& backend, const Tensor& x) {
-  if (x.dtype() != DType::f32) return true;
-  std::vector<float> values(static_cast<size_t>(x.numel()));
-  backend.download(values.data(), x);
-  return std::ranges::all_of(values, [](float v) { return is_finite(double(v)); });
+  const auto check = [&]<class T>(T) {
+    std::vector<T> values(static_cast<size_t>(x.numel()));
+    backend.download(values.data(), x);
+    return std::ranges::all_of(values, [](T v) { return is_finite(double(float(v))); });
+  };
+  return x.dtype() == DType::f32 ? check(float{}) : x.dtype() == DType::bf16 ? check(bf16{}) : true;
 }
 
 Augment augment_of(const Config& config) {
@@ -195,7 +197,7 @@ void Trainer::compute(int64_t batches, int64_t images) {
   tape_.begin_step();
   for (int64_t b = 0; b < batches; ++b) {
     const int64_t offset = b * config_.train.batch_size, count = std::min(config_.train.batch_size, images - offset);
-    batch_ = pool.empty({count, data_.train.height, data_.train.width, data_.train.channels}, DType::f32);
+    batch_ = pool.empty({count, data_.train.height, data_.train.width, data_.train.channels}, net_.type());
     labels_ = pool.empty({count}, DType::i32);
     Target target = labels_;
     if (train_.augment.mixes()) target = {labels_, pool.empty({count}, DType::i32), pool.empty({count}, DType::f32)};

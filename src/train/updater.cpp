@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "linnet/optimizer.h"
+#include "linnet/trainer.h"
 
 namespace linnet {
 
@@ -74,7 +75,10 @@ std::vector<Updater::Group> Updater::groups_of(int phase) const {
 }
 
 Layout Updater::layout() const {
-  Layout layout{.slots = slots_, .decay_all = config_.optimizer.decay_norm_and_bias, .groups = int(groups_.size())};
+  Layout layout{.slots = slots_,
+                .decay_all = config_.optimizer.decay_norm_and_bias,
+                .compute = precision_of(config_, backend_),
+                .groups = int(groups_.size())};
   if (!config_.groups.empty())
     layout.group = [groups = config_.groups](const std::string& name) {
       int index = 0;

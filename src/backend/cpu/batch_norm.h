@@ -2,12 +2,14 @@
 #pragma once
 #include "linnet/backend.h"
 #include "linnet/threads.h"
+#include "simd_level.h"
 
 namespace linnet {
 
-void batch_norm_forward(ThreadPool&, const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual,
-                        const BnState&, Bn, bool train);
-void batch_norm_backward(ThreadPool&, const Tensor& dx, const Tensor* dresidual, const Tensor& dscale,
+// `saved` [4, channels]: mean, 1/std, and a and b of y = a x + b; a is NaN where a residual was added.
+void batch_norm_forward(ThreadPool&, Simd, const Tensor& y, const Tensor& saved, const Tensor& x,
+                        const Tensor* residual, const BnState&, Bn, bool train, const Tensor* moments);
+void batch_norm_backward(ThreadPool&, Simd, const Tensor& dx, const Tensor* dresidual, const Tensor& dscale,
                          const Tensor& dbias, const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved,
                          const Tensor& scale, Bn);
 

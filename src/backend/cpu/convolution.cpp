@@ -216,6 +216,7 @@ struct Convolutions::Impl {
   std::map<Geometry, Plan> plans;
   std::vector<Worker> workers;
   Buffer weights, partial;
+  Buffer wide_a, wide_b, wide_c;  // matmul's
 };
 
 Convolutions::Convolutions(ThreadPool& pool) : impl_(std::make_unique<Impl>(pool)) {}
@@ -273,17 +274,29 @@ void Convolutions::backward_weight(const Tensor& dw, const Tensor& dy, const Ten
   im.reorder(layout, partial, im.user_weights(g, dnnl::memory::data_type::f32), dw.raw());
 }
 
+// bf16 operands are widened first and the result is rounded at the end: these products are small.
 void Convolutions::matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) {
   const int64_t m = c.dim(0), n = c.dim(1), k = ta ? a.dim(0) : a.dim(1);
   const int64_t rows = Impl::chunk_size(m);
-  const float *pa = a.data<float>(), *pb = b.data<float>();
-  float* pc = c.data<float>();
+  Impl& im = *impl_;
+  const auto widened = [&](const Tensor& t, Buffer& buffer) -> const float* {
+    if (t.dtype() != DType::bf16) return t.data<float>();
+    float* wide = static_cast<float*>(buffer.at_least(size_t(t.numel()) * sizeof(float)));
+    std::transform(t.data<bf16>(), t.data<bf16>() + t.numel(), wide, [](bf16 v) { return float(v); });
+    return wide;
+  };
+  const float *pa = widened(a, im.wide_a), *pb = widened(b, im.wide_b);
+  const bool narrow = c.dtype() == DType::bf16;
+  float* pc = narrow ? static_cast<float*>(im.wide_c.at_least(size_t(c.numel()) * sizeof(float))) : c.data<float>();
   if (k == 0) std::fill_n(pc, c.numel(), 0.f);  // an empty sum, which sgemm leaves undone
-  impl_->pool.run((m + rows - 1) / rows, [&](int64_t chunk, int) {
+  im.pool.run((m + rows - 1) / rows, [&](int64_t chunk, int) {
     one_openmp_thread();
     const int64_t first = chunk * rows, count = std::min(rows, m - first);
     dnnl::sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', count, n, k, 1.f, pa + (ta ? first : first * k), ta ? m : k, pb,
                 tb ? k : n, 0.f, pc + first * n, n);
+    if (narrow)
+      std::transform(pc + first * n, pc + (first + count) * n, c.data<bf16>() + first * n,
+                     [](float v) { return bf16(v); });
   });
 }
 

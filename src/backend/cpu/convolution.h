@@ -16,7 +16,7 @@ class Convolutions {
   void forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv);
   void backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv);
   void backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv);
-  // c [m,n] = op(a) op(b) in f32: chunks of c's rows.
+  // c [m,n] = op(a) op(b), summed in f32: chunks of c's rows.
   void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb);
 
  private:

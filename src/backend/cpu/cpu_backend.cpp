@@ -39,8 +39,10 @@ struct CpuReplay : Replay {
 
 class CpuBackend final : public SharedBackend<CpuExec> {
  public:
-  explicit CpuBackend(int threads) : SharedBackend({nullptr}), pool_(threads), convolutions_(pool_), winograd_(pool_) {
+  CpuBackend(int threads, ConvMethod method)
+      : SharedBackend({nullptr}), pool_(threads), method_(method), convolutions_(pool_), winograd_(pool_, simd_) {
     exec_.pool = &pool_;
+    exec_.avx512 = simd_ == Simd::avx512;
   }
 
   Device device() const override { return Device::cpu; }
@@ -60,33 +62,44 @@ class CpuBackend final : public SharedBackend<CpuExec> {
     return std::make_unique<CpuReplay>(std::move(step));
   }
 
+  DType best_precision() const override { return has_fast_bf16() ? DType::bf16 : DType::f32; }
+
   // Winograd where it applies (3x3, stride 1: nearly all of a ResNet), oneDNN for the rest.
-  void conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv) override {
-    if (winograd_takes(x, w.shape(), conv))
-      winograd_.forward(y.data<float>(), x.data<float>(), w.data<float>(), winograd_shape(x, w.shape()));
-    else
+  bool conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv, const Tensor* moments) override {
+    if (!takes_winograd(w.shape(), conv)) {
       convolutions_.forward(y, x, w, conv);
+      return false;
+    }
+    winograd_.forward(y, x, w, moments ? moments->data<double>() : nullptr);
+    return moments != nullptr;
   }
   void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) override {
-    if (winograd_takes(dx, w.shape(), conv))
-      winograd_.backward_data(dx.data<float>(), dy.data<float>(), w.data<float>(), winograd_shape(dx, w.shape()));
+    if (takes_winograd(w.shape(), conv))
+      winograd_.backward_data(dx, dy, w);
     else
       convolutions_.backward_data(dx, dy, w, conv);
   }
   void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv conv) override {
-    if (winograd_takes(x, dw.shape(), conv))
-      winograd_.backward_weight(dw.data<float>(), dy.data<float>(), x.data<float>(), winograd_shape(x, dw.shape()));
+    if (takes_winograd(dw.shape(), conv))
+      winograd_.backward_weight(dw, dy, x);
     else
       convolutions_.backward_weight(dw, dy, x, conv);
   }
+  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
+                     Conv conv) override {
+    if (takes_winograd(w.shape(), conv))
+      winograd_.backward(dx, dw, dy, x, w);
+    else
+      Backend::conv_backward(dx, dw, dy, x, w, conv);
+  }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
-                  Bn bn, bool train) override {
-    batch_norm_forward(pool_, y, saved, x, residual, state, bn, train);
+                  Bn bn, bool train, const Tensor* moments) override {
+    batch_norm_forward(pool_, simd_, y, saved, x, residual, state, bn, train, moments);
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                    const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
                    Bn bn) override {
-    batch_norm_backward(pool_, dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
+    batch_norm_backward(pool_, simd_, dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
   }
   void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) override {
     convolutions_.matmul(c, a, ta, b, tb);
@@ -96,23 +109,22 @@ class CpuBackend final : public SharedBackend<CpuExec> {
   static void move(void* to, const void* from, size_t bytes) {
     if (bytes > 0) std::memcpy(to, from, bytes);  // an empty vector's data() may be null, which memcpy forbids
   }
-  static bool winograd_takes(const Tensor& x, const Shape& w, Conv conv) {
-    return x.dtype() == DType::f32 && Winograd::takes(w, conv);
-  }
-  static WinogradShape winograd_shape(const Tensor& x, const Shape& w) {
-    return {x.dim(0), x.dim(1), x.dim(2), x.dim(3), w[0]};
+  bool takes_winograd(const Shape& w, Conv conv) const {
+    return method_ != ConvMethod::direct && Winograd::takes(w, conv);
   }
 
   ThreadPool pool_;
+  ConvMethod method_;
+  Simd simd_ = best_simd();
   Convolutions convolutions_;
   Winograd winograd_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cpu_backend(int threads) {
+std::unique_ptr<Backend> make_cpu_backend(int threads, ConvMethod method) {
   require_cpu();
-  return std::make_unique<CpuBackend>(threads);
+  return std::make_unique<CpuBackend>(threads, method);
 }
 
 }  // namespace linnet

@@ -34,6 +34,14 @@ std::vector<std::pair<std::string, std::string>> cpu_info() {
           {"oneDNN", fmt::format("{}.{}.{}", v->major, v->minor, v->patch)}};
 }
 
+bool has_fast_bf16() {
+#ifdef __x86_64__
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 void require_cpu() {
 #ifdef __AVX2__
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))

@@ -10,12 +10,10 @@
 
 #include "linnet/backend.h"
 #include "linnet/threads.h"
+#include "simd_level.h"
 #include "winograd_table.h"
 
 namespace linnet {
-
-enum class Simd { avx2, avx512 };
-Simd best_simd();  // the widest that this processor has
 
 class Winograd {
  public:
@@ -24,10 +22,12 @@ class Winograd {
   // Whether this can compute a convolution with weights w [k,3,3,c]: 3x3, stride 1, pad 1, channels in multiples of 16.
   static bool takes(const Shape& w, Conv);
 
-  // y [n,h,w,k] from x [n,h,w,c] and w [k,3,3,c]; all dense f32. The other two give its gradients.
-  void forward(float* y, const float* x, const float* w, const WinogradShape&);
-  void backward_data(float* dx, const float* dy, const float* w, const WinogradShape&);
-  void backward_weight(float* dw, const float* dy, const float* x, const WinogradShape&);
+  // y [n,h,w,k] from x [n,h,w,c] and w [k,3,3,c]; all dense, f32 or bf16. The other three give its gradients, dw in
+  // f32. moments [2,k], unless null: each channel's mean and sum of squared deviations from it, before y is rounded.
+  void forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments = nullptr);
+  void backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w);
+  void backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x);
+  void backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w);
 
  private:
   // Memory that only grows: in the steady state nothing is allocated. Aligned to 64 bytes.
@@ -37,13 +37,17 @@ class Winograd {
     float* at_least(int64_t floats);
   };
 
-  void convolve(float* y, const float* x, const WinogradShape&);
-  float* scratch(int thread, const WinogradShape&);
+  const WinogradKernels& kernels_for(DType) const;
+  void turn_filters(const WinogradKernels&, const Tensor& w, const WinogradShape&);
+  void convolve(const WinogradKernels&, void* y, const void* x, const WinogradShape&, double* moments);
+  template <class Work>
+  void for_weight_pieces(const WinogradKernels&, float* dw, const WinogradShape&, const Work&);
+  float* scratch(const WinogradKernels&, int thread, const WinogradShape&);
 
   ThreadPool& pool_;
-  const WinogradKernels& kernels_;
+  Simd simd_;
   std::vector<Buffer> scratch_;  // one per thread
-  Buffer filters_, partial_;
+  Buffer filters_, partial_, sums_;
 };
 
 }  // namespace linnet

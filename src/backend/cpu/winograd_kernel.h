@@ -1,5 +1,5 @@
 // Winograd convolution F(4x4, 3x3), after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015),
-// https://arxiv.org/abs/1509.09308. Compiled once per instruction set, by winograd_avx2.cpp and winograd_avx512.cpp.
+// https://arxiv.org/abs/1509.09308. Compiled once per instruction set, by kernels_avx2.cpp and kernels_avx512.cpp.
 //
 // The idea. A 4x4 tile of the output of a 3x3 convolution depends on a 6x6 patch of the input. The direct sum takes
 // 4*4*3*3 = 144 multiplications per pair of channels. Take one dimension first: four outputs y of a filter g over six
@@ -33,16 +33,13 @@
 // Layout. Vectors run along channels. A block of tiles is kept as [channels/16][tile][36 (+1)][16], so that a transform
 // writes one run of memory and the matrix products find everything at fixed distances.
 //
-// This file must not include C++ headers: an inline function of theirs, compiled here for AVX-512, could be the copy
-// that the linker keeps for everyone. All functions here are in an unnamed namespace for the same reason. Vectors are
-// the extension that GCC and clang share.
+#include "simd.h"
 #include "winograd_table.h"
 
 namespace linnet {
 
 namespace {
 
-constexpr int kLanes = WINOGRAD_LANES;
 constexpr int kRows = WINOGRAD_ROWS;
 constexpr int kBlock = WINOGRAD_BLOCK;
 constexpr int kGroup = kWinogradGroup;
@@ -52,15 +49,6 @@ constexpr int kPositions = kWinogradPositions;
 // sets.
 constexpr int kTile = (kPositions + 1) * kGroup;
 constexpr int64_t kPlane = int64_t(kBlock) * kTile;  // all tiles of one group
-
-using V = float __attribute__((vector_size(kLanes * sizeof(float))));
-
-inline V load(const float* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-inline void store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
 
 // ---- The transforms of one line ----
 
@@ -139,15 +127,25 @@ template <int In, int Out, void (*line)(const V (&)[In], V (&)[Out]), class At, 
 template <int Size>
 struct Patch {
   int64_t image, row, column;  // of the first pixel; row and column are -1 where a patch reaches into the padding
-  bool whole;                  // no pixel lies outside the image
 
   Patch(const WinogradShape& s, int64_t tile) {
     const uint32_t wide = uint32_t(s.w + 3) / 4, high = uint32_t(s.h + 3) / 4;  // 32 bits: faster to divide
     const uint32_t line = uint32_t(tile) / wide;
     image = line / high;
-    row = int64_t(line % high) * 4 - (Size - 4) / 2;
-    column = int64_t(uint32_t(tile) % wide) * 4 - (Size - 4) / 2;
-    whole = row >= 0 && column >= 0 && row + Size <= s.h && column + Size <= s.w;
+    row = int64_t(line % high) * 4 - kRim;
+    column = int64_t(uint32_t(tile) % wide) * 4 - kRim;
+  }
+  void next(const WinogradShape& s) {
+    column += 4;
+    if (column + kRim < s.w) return;
+    column = -kRim;
+    row += 4;
+    if (row + kRim < s.h) return;
+    row = -kRim;
+    ++image;
+  }
+  bool whole(const WinogradShape& s) const {
+    return row >= 0 && column >= 0 && row + Size <= s.h && column + Size <= s.w;
   }
   bool inside(const WinogradShape& s, int i, int j) const {
     return uint64_t(row + i) < uint64_t(s.h) && uint64_t(column + j) < uint64_t(s.w);
@@ -155,20 +153,25 @@ struct Patch {
   int64_t offset(const WinogradShape& s, int64_t channels) const {
     return ((image * s.h + row) * s.w + column) * channels;
   }
+
+ private:
+  static constexpr int kRim = (Size - 4) / 2;
 };
 
 // Transforms the tiles first..end-1 of `in` [n,h,w,channels] into a block. Pixels outside the image are zero.
-template <int Size, void (*line)(const V (&)[Size], V (&)[6])>
-void read_tiles(float* block, const float* in, const WinogradShape& s, int64_t channels, int64_t first, int64_t end) {
+// (Neighbours share two columns of a 6x6 patch; to transform those once was tried: stores are the limit, no gain.)
+template <int Size, void (*line)(const V (&)[Size], V (&)[6]), class T>
+void read_tiles(float* block, const T* in, const WinogradShape& s, int64_t channels, int64_t first, int64_t end) {
   const int64_t row = s.w * channels;
-  for (int64_t t = first; t < end; ++t) {
-    const Patch<Size> patch(s, t);
+  Patch<Size> patch(s, first);
+  for (int64_t t = first; t < end; ++t, patch.next(s)) {
     const int64_t origin = patch.offset(s, channels);
+    const bool whole = patch.whole(s);
     for (int64_t c = 0; c < channels; c += kLanes) {
       float* to = block + c / kGroup * kPlane + (t - first) * kTile + c % kGroup;
       const auto put = [&](int i, int j, V v) { store(to + (i * 6 + j) * kGroup, v); };
       const auto pixel = [&](int i, int j) { return load(in + (origin + i * row + j * channels + c)); };
-      if (patch.whole)  // most patches of a large image: no tests in the loops
+      if (whole)  // most patches of a large image: no tests in the loops
         transform<Size, 6, line>(pixel, put);
       else
         transform<Size, 6, line>([&](int i, int j) { return patch.inside(s, i, j) ? pixel(i, j) : V{}; }, put);
@@ -176,23 +179,45 @@ void read_tiles(float* block, const float* in, const WinogradShape& s, int64_t c
   }
 }
 
-// The outputs of a block to the tiles first..end-1 of `out` [n,h,w,channels]. Sums over a channel's outputs, such as
-// batch normalisation wants, could be taken here.
-void write_tiles(float* out, const float* block, const WinogradShape& s, int64_t channels, int64_t first, int64_t end) {
+// The sums of a block of tiles, on the way to WinogradSums: [channels] each.
+struct BlockSums {
+  float *shift, *sum, *squares;
+  bool fresh;  // the shift is not known yet
+};
+
+// The outputs of a block to the tiles first..end-1 of `out` [n,h,w,channels], and their sums.
+template <class T, bool kSums>
+void write_tiles(T* out, const float* block, const WinogradShape& s, int64_t channels, int64_t first, int64_t end,
+                 BlockSums sums) {
   const int64_t row = s.w * channels;
-  for (int64_t t = first; t < end; ++t) {
-    const Patch<4> patch(s, t);
-    float* to = out + patch.offset(s, channels);
+  Patch<4> patch(s, first);
+  for (int64_t t = first; t < end; ++t, patch.next(s)) {
+    T* to = out + patch.offset(s, channels);
+    const bool fresh = kSums && sums.fresh && t == first, whole = patch.whole(s);
     for (int64_t c = 0; c < channels; c += kLanes) {
       const float* from = block + c / kGroup * kPlane + (t - first) * kTile + c % kGroup;
+      V shift{}, sum{}, squares{};
+      if (kSums && !fresh) shift = load(sums.shift + c);
+      if (kSums) sum = load(sums.sum + c), squares = load(sums.squares + c);
       const auto at = [&](int i, int j) { return load(from + (i * 6 + j) * kGroup); };
-      const auto put = [&](int i, int j, V v) { store(to + (i * row + j * channels + c), v); };
-      if (patch.whole)
+      const auto put = [&](int i, int j, V v) __attribute__((always_inline)) {
+        store(to + (i * row + j * channels + c), v);
+        if (!kSums) return;
+        if (i == 0 && j == 0 && fresh) shift = v;
+        const V d = v - shift;
+        sum += d;
+        squares += d * d;
+      };
+      if (whole)  // all tiles, where h and w are multiples of 4
         transform<6, 4, output_line>(at, put);
       else
         transform<6, 4, output_line>(at, [&](int i, int j, V v) {
           if (patch.inside(s, i, j)) put(i, j, v);
         });
+      if (!kSums) continue;
+      store(sums.sum + c, sum);
+      store(sums.squares + c, squares);
+      if (fresh) store(sums.shift + c, shift);
     }
   }
 }
@@ -288,34 +313,40 @@ void accumulate_block(float* sums, const float* y, const float* x, int64_t tiles
 // The products leave activations alone: meanwhile the memory of the tiles first..first+tiles-1 of an array
 // [n,h,w,channels] is fetched, a part at each position p. This doubles the speed for few channels. The place is exact
 // where h and w are multiples of 4; fetching something else does no harm.
-template <bool Write>
-void prefetch(const float* a, int64_t channels, int64_t first, int64_t tiles, int p) {
+template <bool Write, class T>
+void prefetch(const T* a, int64_t channels, int64_t first, int64_t tiles, int p) {
   const char* begin = reinterpret_cast<const char*>(a + first * 16 * channels);
-  const int64_t bytes = tiles * 16 * channels * int64_t(sizeof(float));
+  const int64_t bytes = tiles * 16 * channels * int64_t(sizeof(T));
   for (int64_t i = bytes * p / kPositions / 64 * 64; i < bytes * (p + 1) / kPositions; i += 64)
     __builtin_prefetch(begin + i, Write, Write ? 3 : 2);
 }
 
 // ---- What the driver calls ----
 
-int64_t scratch_size(int64_t c, int64_t k) { return (c + k) / kGroup * kPlane + kPositions * c * k; }
+// Two inputs and an output of the products, the weight gradient's sums at all positions, sums for batch normalisation.
+int64_t scratch_size(int64_t c, int64_t k) { return (2 * c + k) / kGroup * kPlane + kPositions * c * k + 3 * (c + k); }
 
-// Vectors of filters run along their outputs, k, which lie 9 c floats apart in w.
-void filters(float* u, const float* w, int64_t c, int64_t k, int64_t group_c, int64_t group_k) {
+// Vectors of filters run along their outputs, k, which lie 9 c numbers apart in w.
+template <class T>
+void filters(float* u, const void* w_, int64_t c, int64_t k, int64_t group_c, int64_t group_k) {
+  const T* w = static_cast<const T*>(w_);
   for (int64_t in = group_c * kGroup; in < (group_c + 1) * kGroup; ++in)
     for (int64_t out = group_k * kGroup; out < (group_k + 1) * kGroup; out += kLanes) {
       float* to = u + (out / kGroup * c + in) * kGroup + out % kGroup;
       transform<3, 6, filter_line>(
           [&](int i, int j) {
             V v;
-            for (int lane = 0; lane < kLanes; ++lane) v[lane] = w[((out + lane) * 9 + i * 3 + j) * c + in];
+            for (int lane = 0; lane < kLanes; ++lane)
+              v[lane] = load<float>(w + ((out + lane) * 9 + i * 3 + j) * c + in);
             return v;
           },
           [&](int i, int j, V v) { store(to + (i * 6 + j) * c * k, v); });
     }
 }
 
-void turned_filters(float* u, const float* w, int64_t c, int64_t k, int64_t group_c, int64_t group_k) {
+template <class T>
+void turned_filters(float* u, const void* w_, int64_t c, int64_t k, int64_t group_c, int64_t group_k) {
+  const T* w = static_cast<const T*>(w_);
   for (int64_t in = group_k * kGroup; in < (group_k + 1) * kGroup; ++in)
     for (int64_t out = group_c * kGroup; out < (group_c + 1) * kGroup; out += kLanes) {
       float* to = u + (out / kGroup * k + in) * kGroup + out % kGroup;
@@ -324,9 +355,23 @@ void turned_filters(float* u, const float* w, int64_t c, int64_t k, int64_t grou
     }
 }
 
-void convolve(float* y, const float* x, const float* u, const WinogradShape& s, int64_t first, int64_t end,
-              float* scratch) {
-  float *v = scratch, *m = v + s.c / kGroup * kPlane;
+// Adds a block's float sums to the piece's double ones.
+void take_sums(WinogradSums& total, const BlockSums& block, int64_t channels) {
+  for (int64_t c = 0; c < channels; ++c) {
+    total.sum[c] += double(block.sum[c]);
+    total.squares[c] += double(block.squares[c]);
+    block.sum[c] = block.squares[c] = 0;
+  }
+}
+
+template <class T>
+void convolve(void* y_, const void* x_, const float* u, const WinogradShape& s, int64_t first, int64_t end,
+              float* scratch, WinogradSums* sums) {
+  T* y = static_cast<T*>(y_);
+  const T* x = static_cast<const T*>(x_);
+  float *v = scratch, *m = v + s.c / kGroup * kPlane, *rest = m + s.k / kGroup * kPlane;
+  BlockSums of_block{rest, rest + s.k, rest + 2 * s.k, true};
+  if (sums) __builtin_memset(of_block.sum, 0, sizeof(float) * uint64_t(2 * s.k));
   for (int64_t t = first; t < end; t += kBlock) {
     const int64_t stop = t + kBlock < end ? t + kBlock : end;
     read_tiles<6, data_line>(v, x, s, s.c, t, stop);
@@ -335,24 +380,24 @@ void convolve(float* y, const float* x, const float* u, const WinogradShape& s, 
       prefetch<true>(y, s.k, t, stop - t, p);
       prefetch<false>(x, s.c, stop, kBlock, p);
     }
-    write_tiles(y, m, s, s.k, t, stop);
+    if (!sums) {
+      write_tiles<T, false>(y, m, s, s.k, t, stop, of_block);
+      continue;
+    }
+    write_tiles<T, true>(y, m, s, s.k, t, stop, of_block);
+    of_block.fresh = false;
+    take_sums(*sums, of_block, s.k);
   }
+  if (!sums) return;
+  __builtin_memcpy(sums->shift, of_block.shift, sizeof(float) * uint64_t(s.k));
+  Patch<4> patch(s, first);
+  for (int64_t t = first; t < end; ++t, patch.next(s))
+    sums->pixels +=
+        double((s.h - patch.row < 4 ? s.h - patch.row : 4) * (s.w - patch.column < 4 ? s.w - patch.column : 4));
 }
 
-void weight_gradient(float* dw, const float* dy, const float* x, const WinogradShape& s, int64_t first, int64_t end,
-                     float* scratch) {
-  float *vx = scratch, *vy = vx + s.c / kGroup * kPlane, *sums = vy + s.k / kGroup * kPlane;
-  __builtin_memset(sums, 0, sizeof(float) * uint64_t(kPositions * s.c * s.k));
-  for (int64_t t = first; t < end; t += kBlock) {
-    const int64_t stop = t + kBlock < end ? t + kBlock : end;
-    read_tiles<4, tile_line>(vx, x, s, s.c, t, stop);
-    read_tiles<6, data_line>(vy, dy, s, s.k, t, stop);
-    for (int p = 0; p < kPositions; ++p) {
-      accumulate_block(sums + p * s.c * s.k, vy + p * kGroup, vx + p * kGroup, stop - t, s.c, s.k);
-      prefetch<false>(x, s.c, stop, kBlock, p);
-      prefetch<false>(dy, s.k, stop, kBlock, p);
-    }
-  }
+// dw [k,3,3,c] from the sums over tiles at all positions.
+void write_weights(float* dw, const float* sums, const WinogradShape& s) {
   for (int64_t c = 0; c < s.c; c += kLanes)
     for (int64_t k = 0; k < s.k; ++k) {
       const float* from = sums + (c / kGroup * s.k + k) * kGroup + c % kGroup;
@@ -362,9 +407,49 @@ void weight_gradient(float* dw, const float* dy, const float* x, const WinogradS
     }
 }
 
+// Both gradients, or that of the weights alone: they share the transform of dy.
+template <class T, bool kData>
+void backward_as(T* dx, float* dw, const T* dy, const T* x, const float* turned, const WinogradShape& s, int64_t first,
+                 int64_t end, float* scratch) {
+  float *vx = scratch, *vy = vx + s.c / kGroup * kPlane, *m = vy + s.k / kGroup * kPlane,
+        *sums = m + s.c / kGroup * kPlane;
+  __builtin_memset(sums, 0, sizeof(float) * uint64_t(kPositions * s.c * s.k));
+  for (int64_t t = first; t < end; t += kBlock) {
+    const int64_t stop = t + kBlock < end ? t + kBlock : end;
+    read_tiles<4, tile_line>(vx, x, s, s.c, t, stop);
+    read_tiles<6, data_line>(vy, dy, s, s.k, t, stop);
+    for (int p = 0; p < kPositions; ++p) {
+      if (kData) multiply_block(m + p * kGroup, vy + p * kGroup, turned + p * s.c * s.k, stop - t, s.k, s.c);
+      accumulate_block(sums + p * s.c * s.k, vy + p * kGroup, vx + p * kGroup, stop - t, s.c, s.k);
+      if (kData) prefetch<true>(dx, s.c, t, stop - t, p);
+      prefetch<false>(x, s.c, stop, kBlock, p);
+      prefetch<false>(dy, s.k, stop, kBlock, p);
+    }
+    if (kData) write_tiles<T, false>(dx, m, s, s.c, t, stop, {});
+  }
+  write_weights(dw, sums, s);
+}
+
+template <class T>
+void weight_gradient(float* dw, const void* dy, const void* x, const WinogradShape& s, int64_t first, int64_t end,
+                     float* scratch) {
+  backward_as<T, false>(nullptr, dw, static_cast<const T*>(dy), static_cast<const T*>(x), nullptr, s, first, end,
+                        scratch);
+}
+template <class T>
+void backward(void* dx, float* dw, const void* dy, const void* x, const float* turned, const WinogradShape& s,
+              int64_t first, int64_t end, float* scratch) {
+  backward_as<T, true>(static_cast<T*>(dx), dw, static_cast<const T*>(dy), static_cast<const T*>(x), turned, s, first,
+                       end, scratch);
+}
+
+template <class T>
+constexpr WinogradKernels kWinograd = {kBlock,      scratch_size,       filters<T>, turned_filters<T>,
+                                       convolve<T>, weight_gradient<T>, backward<T>};
+
 }  // namespace
 
-extern const WinogradKernels WINOGRAD_TABLE = {kBlock,         scratch_size, filters,
-                                               turned_filters, convolve,     weight_gradient};
+extern const WinogradKernels SIMD_NAME(winograd_f32) = kWinograd<float>;
+extern const WinogradKernels SIMD_NAME(winograd_bf16) = kWinograd<Half>;
 
 }  // namespace linnet

@@ -36,8 +36,9 @@ class CudaBackend final : public SharedBackend<CudaExec> {
   void synchronize() override { runtime_.synchronize(); }
   std::unique_ptr<Replay> capture(std::function<void()> step) override { return runtime_.capture(step); }
 
-  void conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv) override {
+  bool conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv, const Tensor*) override {
     convolutions_.forward(y, x, w, conv);
+    return false;
   }
   void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) override {
     convolutions_.backward_data(dx, dy, w, conv);
@@ -46,7 +47,7 @@ class CudaBackend final : public SharedBackend<CudaExec> {
     convolutions_.backward_weight(dw, dy, x, conv);
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
-                  Bn bn, bool train) override {
+                  Bn bn, bool train, const Tensor*) override {
     by_type(x.dtype(),
             [&]<class T>(T) { bn_forward_with<T>(exec_, bn_scratch(x), y, saved, x, residual, state, bn, train); });
   }
