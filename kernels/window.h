@@ -5,21 +5,15 @@
 
 namespace linnet {
 
-// Pixel number `pixel` of images of height x width. Processors divide 64-bit numbers several times slower than 32-bit
-// ones.
+// Pixel number `pixel` of images of height x width. No branches: what does not depend on the channel is computed once
+// for a pixel's loop over channels only if it may be computed in any case.
 struct PixelAt {
   int64_t image, row, column;
   LINNET_HD PixelAt(int64_t pixel, int64_t height, int64_t width) {
-    if (uint64_t(pixel) >> 32 == 0) {
-      const uint32_t line = uint32_t(pixel) / uint32_t(width);
-      column = int64_t(uint32_t(pixel) - line * uint32_t(width));
-      image = int64_t(line / uint32_t(height));
-      row = int64_t(line - uint32_t(image) * uint32_t(height));
-    } else {
-      column = pixel % width;
-      row = pixel / width % height;
-      image = pixel / width / height;
-    }
+    const int64_t line = pixel / width;
+    column = pixel - line * width;
+    image = line / height;
+    row = line - image * height;
   }
 };
 
@@ -59,7 +53,7 @@ struct MaxPool {
 // The range of output positions whose window covers input position `at`.
 LINNET_HD void windows_over(int64_t at, int size, int stride, int pad, int64_t out, int64_t* first, int64_t* last) {
   const int64_t reach = at + pad - size + 1;
-  *first = reach > 0 ? (reach + stride - 1) / stride : 0;
+  *first = (reach > 0 ? reach + stride - 1 : 0) / stride;
   const int64_t end = (at + pad) / stride;
   *last = end < out - 1 ? end : out - 1;
 }

@@ -5,7 +5,7 @@ import re
 import sys
 import tempfile
 
-BASE = r"linnet/(error|text|registry|threads)\.h|src/core/(file|folder|json|digest)\.h"
+BASE = r"linnet/(error|text|registry|threads)\.h|src/core/(file|folder|json|digest|cgroup)\.h"
 CORE = BASE + r"|linnet/(tensor|pool|backend|tape|param|config|dataset|safetensors)\.h|kernels/(hd|step|rng|optim|update|augment|pointwise)\.h"
 NET = CORE + r"|linnet/(ops|layers|model)\.h"
 # The first rule whose pattern fits a file names the project's headers that it may include, besides its own folder's.

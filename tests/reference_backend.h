@@ -137,6 +137,16 @@ class ReferenceBackend : public Backend {
     vw.store(dw);
   }
 
+  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
+                     const Tensor* plus) override {
+    const Values before = plus ? Values(*plus) : Values(dx.shape());
+    conv_backward_weight(dw, dy, x, conv);
+    Values vx(dx.shape()), vy(dy), vw(w);
+    for_products(vy, vx, vw, conv, [&](int64_t iy, int64_t ix, int64_t iw) { vx[ix] += vy[iy] * vw[iw]; });
+    for (size_t i = 0; i < vx.v.size(); ++i) vx.v[i] += before.v[i];
+    vx.store(dx);
+  }
+
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor*) override {
     Values vx(x), vy(x.shape()), scale(state.scale), bias(state.bias), mean(state.mean), var(state.var);

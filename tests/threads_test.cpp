@@ -4,9 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <numeric>
 #include <stdexcept>
 #include <string>
+
+#include "src/core/cgroup.h"
+#include "temp_dir.h"
 
 namespace linnet {
 namespace {
@@ -105,6 +109,38 @@ TEST(Threads, OmpNumThreadsDecides) {
   for (const char* nonsense : {"", "0", "-2", "many", "99999999999999999999"})
     EXPECT_EQ(with(nonsense), usual) << nonsense;
   before ? setenv("OMP_NUM_THREADS", saved.c_str(), 1) : unsetenv("OMP_NUM_THREADS");
+}
+
+void put(const std::filesystem::path& file, const std::string& text) {
+  std::filesystem::create_directories(file.parent_path());
+  std::ofstream(file) << text;
+}
+
+TEST(Threads, TheQuotaOfEveryControlGroupCounts) {
+  const TempDir dir;
+  const std::filesystem::path mount = dir / "cgroup", self = dir / "self";
+  EXPECT_GE(quota_cpus(mount, self), 1 << 16);  // nothing is there
+  put(self, "0::/a/b\n");
+  put(mount / "a/b/cpu.max", "max 100000\n");
+  EXPECT_GE(quota_cpus(mount, self), 1 << 16);
+  put(mount / "a/b/cpu.max", "350000 100000\n");
+  EXPECT_EQ(quota_cpus(mount, self), 4);
+  put(mount / "a/cpu.max", "150000 100000\n");  // the group above it
+  EXPECT_EQ(quota_cpus(mount, self), 2);
+  put(mount / "cpu.max", "50000 100000\n");
+  EXPECT_EQ(quota_cpus(mount, self), 1);
+}
+
+TEST(Threads, TheQuotaOfVersionOneCounts) {
+  const TempDir dir;
+  const std::filesystem::path mount = dir / "cgroup", self = dir / "self";
+  put(self, "5:memory:/x\n4:cpu,cpuacct:/box\n");
+  put(mount / "cpu/cpu.cfs_quota_us", "-1\n");
+  put(mount / "cpu/box/cpu.cfs_quota_us", "300000\n");
+  put(mount / "cpu/box/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(quota_cpus(mount, self), 3);
+  put(mount / "cpu/box/cpu.cfs_quota_us", "nonsense\n");
+  EXPECT_GE(quota_cpus(mount, self), 1 << 16);
 }
 
 }  // namespace

@@ -115,12 +115,10 @@ class Backend {
   virtual bool conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv, const Tensor* moments) = 0;
   virtual void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv) = 0;
   virtual void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv) = 0;
-  // Both at once: they read the same dy.
+  // Both at once, for they read the same dy. plus (may be null, may be dx) is added to dx: a gradient that x has
+  // already.
   virtual void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
-                             Conv conv) {
-    conv_backward_weight(dw, dy, x, conv);
-    conv_backward_data(dx, dy, w, conv);
-  }
+                             Conv, const Tensor* plus) = 0;
   // Over all but the last extent. train: batch statistics, running ones updated (unbiased variance), `saved` [4,
   // channels] f32 gets mean and 1/sqrt(var + eps) for backward; its other two rows are for what the backend likes to
   // keep. moments (may be null) are those of x, from conv_forward. Otherwise: running statistics, `saved` may be empty.

@@ -37,6 +37,9 @@ class Tape {
   void add_grad(const Tensor& x, Tensor dx);
   // For a parameter: write(dw) overwrites dw. The first use since begin_step writes into the flat gradient itself.
   void add_grad(const Param& p, const std::function<void(const Tensor& dw)>& write);
+  // The gradient that x has so far, for an op that adds its own to it while it computes it, in place, and then calls
+  // add_grad with the sum. Empty if there is none, or if somebody else holds its memory, too.
+  Tensor take_grad(const Tensor& x);
   // Whether anybody wants the gradient of x; if not, an op need not compute it.
   static bool wants(const Tensor& x) { return x.var >= 0; }
 

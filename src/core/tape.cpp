@@ -1,5 +1,7 @@
 #include "linnet/tape.h"
 
+#include <utility>
+
 #include "linnet/param.h"
 
 namespace linnet {
@@ -37,6 +39,12 @@ void Tape::add_grad(const Tensor& x, Tensor dx) {
     backend_.add(fresh, sum, dx);
     sum = std::move(fresh);
   }
+}
+
+Tensor Tape::take_grad(const Tensor& x) {
+  if (!wants(x)) return {};
+  Tensor& sum = grads_[slot(x)];
+  return sum && sum.sole_owner() ? std::exchange(sum, {}) : Tensor();
 }
 
 void Tape::add_grad(const Param& p, const std::function<void(const Tensor& dw)>& write) {

@@ -4,14 +4,12 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <string>
 #include <utility>
 
 #include "linnet/error.h"
+#include "src/core/cgroup.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -26,15 +24,6 @@ void flush_denormals() {
 #ifdef __x86_64__
   _mm_setcsr(_mm_getcsr() | 0x8040);  // FTZ and DAZ
 #endif
-}
-
-// cgroup v2: "max 100000" or "200000 100000" (quota and period, microseconds).
-int cgroup_cpus() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  std::string quota;
-  double period = 0;
-  if (!(file >> quota >> period) || quota == "max" || period <= 0) return 1 << 20;
-  return std::max(1, int(std::ceil(std::strtod(quota.c_str(), nullptr) / period)));
 }
 
 // Between two parallel regions of a step lie microseconds: waiting that long in a loop beats a system call.
@@ -61,7 +50,7 @@ int default_threads() {
   cpu_set_t set;
   CPU_ZERO(&set);
   const int affinity = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-  return std::clamp(affinity, 1, cgroup_cpus());
+  return std::clamp(affinity, 1, quota_cpus());
 }
 
 ThreadPool::ThreadPool(int threads) {

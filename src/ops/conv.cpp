@@ -15,8 +15,10 @@ Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
   y = p.tape->track(y, {"conv2d", &w}, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, conv](const Tensor& dy) {
     if (!Tape::wants(x))  // the first layer: nobody asks for the gradient of an image
       return tape->add_grad(w, [&](const Tensor& dw) { be.conv_backward_weight(dw, dy, x, conv); });
-    Tensor dx = pool.empty(x.shape(), x.dtype());
-    tape->add_grad(w, [&](const Tensor& dw) { be.conv_backward(dx, dw, dy, x, w.compute, conv); });
+    const Tensor so_far = tape->take_grad(x);  // of a residual's other branch
+    Tensor dx = so_far ? so_far : pool.empty(x.shape(), x.dtype());
+    tape->add_grad(
+        w, [&](const Tensor& dw) { be.conv_backward(dx, dw, dy, x, w.compute, conv, so_far ? &so_far : nullptr); });
     tape->add_grad(x, std::move(dx));
   });
   p.moments = {y.var, std::move(moments)};

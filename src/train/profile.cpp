@@ -58,11 +58,11 @@ class Profiler final : public Backend {
         "conv_backward_weight", {&dw, &dy, &x}, [&] { inner_->conv_backward_weight(dw, dy, x, conv); }, dw.raw(),
         flops(dy, dw), note_of(dw.shape(), conv));
   }
-  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
-                     Conv conv) override {
+  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
+                     const Tensor* plus) override {
     note(
-        "conv_backward", {&dx, &dw, &dy, &x, &w}, [&] { inner_->conv_backward(dx, dw, dy, x, w, conv); }, w.raw(),
-        2 * flops(dy, w), note_of(w.shape(), conv));
+        "conv_backward", {&dx, &dw, &dy, &x, &w, plus}, [&] { inner_->conv_backward(dx, dw, dy, x, w, conv, plus); },
+        w.raw(), 2 * flops(dy, w), note_of(w.shape(), conv));
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor* moments) override {
@@ -154,8 +154,9 @@ class Profiler final : public Backend {
     note("make_batch", {&batch}, [&] { inner_->make_batch(batch, target, draws, source, step, offset); });
   }
 
-  void judge_step(const Tensor& step, const Tensor& grad, const Tensor& sums, Clip clip) override {
-    note("judge_step", {&grad}, [&] { inner_->judge_step(step, grad, sums, clip); });
+  void judge_step(const Tensor& step, const Tensor& grad, const Tensor* buffers, const Tensor& sums,
+                  Clip clip) override {
+    note("judge_step", {&grad, buffers}, [&] { inner_->judge_step(step, grad, buffers, sums, clip); });
   }
   void shift(const Rule& rule, const Flat& flat, int segment, const Tensor& step) override {
     note("shift", {&flat.master, &flat.slots}, [&] { inner_->shift(rule, flat, segment, step); });

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <tuple>
 
+#include "plain_convolution.h"
+
 namespace linnet {
 
 namespace {
@@ -39,14 +41,11 @@ struct Geometry {
   bool operator<(const Geometry& other) const { return key() < other.key(); }
 };
 
-// Multiplications in all; and up to how many of them the reference implementation is allowed to do (about 0.1 s).
-int64_t products(const Geometry& g) { return g.n * g.oh * g.ow * g.k * g.r * g.s * g.c; }
-constexpr int64_t kReferenceLimit = int64_t(1) << 24;
-
 // A single-threaded primitive and the memory it wants.
 struct Plan {
   dnnl::primitive primitive;
   dnnl::memory::desc x, w, y, scratch;
+  bool plain = false;  // oneDNN has only its reference implementation: plain_convolution.h is faster
 };
 
 // Memory that only grows: after the first steps nothing is allocated any more.
@@ -94,13 +93,8 @@ Plan make_plan(const Geometry& g, const dnnl::engine& engine) {
                                                           engine);
 #endif
   const auto plan = [&](auto pd, auto primitive, const memory::desc& weights) -> Plan {
-    // For a few odd shapes (padding as wide as the kernel, one to five filters) oneDNN has only its reference
-    // implementation, hundreds of times slower: fine where the work is small, but a large one would look like a hang.
-    require(std::string_view(pd.impl_info_str()).find("ref") != 0 || products(g) <= kReferenceLimit,
-            "[conv2d] oneDNN has only its slow reference implementation for {} images {}x{}x{}, {} filters {}x{}; "
-            "use less padding or more filters",
-            g.n, g.h, g.w, g.c, g.k, g.r, g.s);
-    return {primitive, x, weights, y, pd.scratchpad_desc()};
+    const bool reference = std::string_view(pd.impl_info_str()).find("ref") != std::string_view::npos;
+    return {primitive, x, weights, y, pd.scratchpad_desc(), reference};
   };
   switch (g.pass) {
     case Pass::forward:
@@ -211,27 +205,79 @@ struct Convolutions::Impl {
     run(g, x, y, element, [&](int64_t) { return data; });
   }
 
+  // Whether the call has to do without oneDNN, for its full chunks or for the last one.
+  bool is_plain(Geometry g) {
+    const int64_t total = g.n, size = chunk_size(total);
+    g.n = size;
+    if (plan(g).plain) return true;
+    g.n = total - (total - 1) / size * size;
+    return plan(g).plain;
+  }
+
+  // The tensor's numbers as floats; of bf16 ones a copy.
+  const float* widened(const Tensor& t, Buffer& buffer) {
+    if (t.dtype() != DType::bf16) return t.data<float>();
+    float* wide = static_cast<float*>(buffer.at_least(size_t(t.numel()) * sizeof(float)));
+    std::transform(t.data<bf16>(), t.data<bf16>() + t.numel(), wide, [](bf16 v) { return float(v); });
+    return wide;
+  }
+  // Where floats for the tensor can be written; narrow() then rounds the numbers begin..end-1 into a bf16 one.
+  float* room_for(const Tensor& t, Buffer& buffer) {
+    return t.dtype() == DType::bf16 ? static_cast<float*>(buffer.at_least(size_t(t.numel()) * sizeof(float)))
+                                    : t.data<float>();
+  }
+  static void narrow(const Tensor& t, const float* wide, int64_t begin, int64_t end) {
+    if (t.dtype() == DType::bf16)
+      std::transform(wide + begin, wide + end, t.data<bf16>() + begin, [](float v) { return bf16(v); });
+  }
+
+  // work(first, end, chunk) for chunks of n images.
+  template <class Work>
+  void for_chunks(int64_t n, const Work& work) {
+    const int64_t size = chunk_size(n);
+    pool.run((n + size - 1) / size,
+             [&](int64_t chunk, int) { work(chunk * size, std::min(n, (chunk + 1) * size), chunk); });
+  }
+
   ThreadPool& pool;
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   std::map<Geometry, Plan> plans;
   std::vector<Worker> workers;
   Buffer weights, partial;
-  Buffer wide_a, wide_b, wide_c;  // matmul's
+  Buffer wide_a, wide_b, wide_c;  // bf16 operands as floats
 };
 
 Convolutions::Convolutions(ThreadPool& pool) : impl_(std::make_unique<Impl>(pool)) {}
 Convolutions::~Convolutions() = default;
 
+static PlainShape plain_shape(const Geometry& g) {
+  return {g.n, g.h, g.w, g.c, g.k, g.r, g.s, g.oh, g.ow, g.stride, g.pad};
+}
+
 void Convolutions::forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv) {
   if (x.dim(0) == 0) return;
-  impl_->run_with_weights(Impl::geometry(Pass::forward, x, y, w.shape(), conv), x.raw(), y.raw(), size_of(x.dtype()),
-                          w);
+  Impl& im = *impl_;
+  const Geometry g = Impl::geometry(Pass::forward, x, y, w.shape(), conv);
+  if (!im.is_plain(g)) return im.run_with_weights(g, x.raw(), y.raw(), size_of(x.dtype()), w);
+  const float *px = im.widened(x, im.wide_a), *pw = im.widened(w, im.wide_b);
+  float* py = im.room_for(y, im.wide_c);
+  im.for_chunks(g.n, [&](int64_t first, int64_t end, int64_t) {
+    plain_forward(py, px, pw, plain_shape(g), first, end);
+    Impl::narrow(y, py, first * g.oh * g.ow * g.k, end * g.oh * g.ow * g.k);
+  });
 }
 
 void Convolutions::backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) {
   if (dx.dim(0) == 0) return;
-  impl_->run_with_weights(Impl::geometry(Pass::data, dx, dy, w.shape(), conv), dx.raw(), dy.raw(), size_of(dx.dtype()),
-                          w);
+  Impl& im = *impl_;
+  const Geometry g = Impl::geometry(Pass::data, dx, dy, w.shape(), conv);
+  if (!im.is_plain(g)) return im.run_with_weights(g, dx.raw(), dy.raw(), size_of(dx.dtype()), w);
+  const float *py = im.widened(dy, im.wide_a), *pw = im.widened(w, im.wide_b);
+  float* px = im.room_for(dx, im.wide_c);
+  im.for_chunks(g.n, [&](int64_t first, int64_t end, int64_t) {
+    plain_backward_data(px, py, pw, plain_shape(g), first, end);
+    Impl::narrow(dx, px, first * g.h * g.w * g.c, end * g.h * g.w * g.c);
+  });
 }
 
 void Convolutions::backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv conv) {
@@ -241,6 +287,19 @@ void Convolutions::backward_weight(const Tensor& dw, const Tensor& dy, const Ten
   }
   Impl& im = *impl_;
   const Geometry g = Impl::geometry(Pass::weight, x, dy, dw.shape(), conv);
+  if (im.is_plain(g)) {
+    const float *py = im.widened(dy, im.wide_a), *px = im.widened(x, im.wide_b);
+    const int64_t n = dw.numel(), sums = (g.n + Impl::chunk_size(g.n) - 1) / Impl::chunk_size(g.n);
+    float* own = static_cast<float*>(im.partial.at_least(size_t(sums * n) * sizeof(float)));
+    im.for_chunks(g.n, [&](int64_t begin, int64_t end, int64_t chunk) {
+      plain_backward_weight(own + chunk * n, py, px, plain_shape(g), begin, end);
+    });
+    float* out = dw.data<float>();
+    std::fill_n(out, n, 0.f);
+    for (int64_t chunk = 0; chunk < sums; ++chunk)
+      for (int64_t i = 0; i < n; ++i) out[i] += own[chunk * n + i];
+    return;
+  }
   Geometry first = g;
   first.n = Impl::chunk_size(g.n);
   const dnnl::memory::desc layout = im.plan(first).w;
@@ -279,24 +338,15 @@ void Convolutions::matmul(const Tensor& c, const Tensor& a, bool ta, const Tenso
   const int64_t m = c.dim(0), n = c.dim(1), k = ta ? a.dim(0) : a.dim(1);
   const int64_t rows = Impl::chunk_size(m);
   Impl& im = *impl_;
-  const auto widened = [&](const Tensor& t, Buffer& buffer) -> const float* {
-    if (t.dtype() != DType::bf16) return t.data<float>();
-    float* wide = static_cast<float*>(buffer.at_least(size_t(t.numel()) * sizeof(float)));
-    std::transform(t.data<bf16>(), t.data<bf16>() + t.numel(), wide, [](bf16 v) { return float(v); });
-    return wide;
-  };
-  const float *pa = widened(a, im.wide_a), *pb = widened(b, im.wide_b);
-  const bool narrow = c.dtype() == DType::bf16;
-  float* pc = narrow ? static_cast<float*>(im.wide_c.at_least(size_t(c.numel()) * sizeof(float))) : c.data<float>();
+  const float *pa = im.widened(a, im.wide_a), *pb = im.widened(b, im.wide_b);
+  float* pc = im.room_for(c, im.wide_c);
   if (k == 0) std::fill_n(pc, c.numel(), 0.f);  // an empty sum, which sgemm leaves undone
   im.pool.run((m + rows - 1) / rows, [&](int64_t chunk, int) {
     one_openmp_thread();
     const int64_t first = chunk * rows, count = std::min(rows, m - first);
     dnnl::sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', count, n, k, 1.f, pa + (ta ? first : first * k), ta ? m : k, pb,
                 tb ? k : n, 0.f, pc + first * n, n);
-    if (narrow)
-      std::transform(pc + first * n, pc + (first + count) * n, c.data<bf16>() + first * n,
-                     [](float v) { return bf16(v); });
+    Impl::narrow(c, pc, first * n, (first + count) * n);
   });
 }
 

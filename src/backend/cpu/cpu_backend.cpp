@@ -85,12 +85,14 @@ class CpuBackend final : public SharedBackend<CpuExec> {
     else
       convolutions_.backward_weight(dw, dy, x, conv);
   }
-  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
-                     Conv conv) override {
-    if (takes_winograd(w.shape(), conv))
-      winograd_.backward(dx, dw, dy, x, w);
-    else
-      Backend::conv_backward(dx, dw, dy, x, w, conv);
+  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
+                     const Tensor* plus) override {
+    if (takes_winograd(w.shape(), conv)) return winograd_.backward(dx, dw, dy, x, w, plus);
+    convolutions_.backward_weight(dw, dy, x, conv);
+    if (!plus) return convolutions_.backward_data(dx, dy, w, conv);
+    const Tensor own = extra_.like(*this, dx);
+    convolutions_.backward_data(own, dy, w, conv);
+    add(dx, *plus, own);
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor* moments) override {
@@ -118,6 +120,7 @@ class CpuBackend final : public SharedBackend<CpuExec> {
   Simd simd_ = best_simd();
   Convolutions convolutions_;
   Winograd winograd_;
+  Spare extra_;
 };
 
 }  // namespace

@@ -75,8 +75,8 @@ float* Winograd::scratch(const WinogradKernels& kernels, int thread, const Winog
   return scratch_[size_t(thread)].at_least(kernels.scratch_size(s.c, s.k));
 }
 
-void Winograd::convolve(const WinogradKernels& kernels, void* y, const void* x, const WinogradShape& s,
-                        double* moments) {
+void Winograd::convolve(const WinogradKernels& kernels, void* y, const void* x, const void* plus,
+                        const WinogradShape& s, double* moments) {
   const Pieces pieces(tiles(s), kernels.block, kPieces);
   const int64_t k = s.k;
   // A piece's sums: how many pixels, the sums, those of squares, the shift (as floats).
@@ -85,11 +85,11 @@ void Winograd::convolve(const WinogradKernels& kernels, void* y, const void* x, 
   pool_.run(pieces.count, [&](int64_t piece, int thread) {
     const int64_t first = piece * pieces.size, end = std::min(tiles(s), first + pieces.size);
     if (!moments)
-      return kernels.convolve(y, x, filters_.data.get(), s, first, end, scratch(kernels, thread, s), nullptr);
+      return kernels.convolve(y, x, plus, filters_.data.get(), s, first, end, scratch(kernels, thread, s), nullptr);
     double* const own = sums + piece * stride;
     std::fill_n(own, 1 + 2 * k, 0.0);
     WinogradSums of_piece{reinterpret_cast<float*>(own + 1 + 2 * k), own + 1, own + 1 + k, 0};
-    kernels.convolve(y, x, filters_.data.get(), s, first, end, scratch(kernels, thread, s), &of_piece);
+    kernels.convolve(y, x, nullptr, filters_.data.get(), s, first, end, scratch(kernels, thread, s), &of_piece);
     own[0] = of_piece.pixels;
   });
   for (int64_t channel = 0; moments && channel < k; ++channel) {
@@ -111,7 +111,7 @@ void Winograd::forward(const Tensor& y, const Tensor& x, const Tensor& w, double
   const int64_t groups_c = s.c / kWinogradGroup, groups_k = s.k / kWinogradGroup;
   pool_.run(groups_c * groups_k,
             [&](int64_t pair, int) { kernels.filters(u, w.raw(), s.c, s.k, pair / groups_k, pair % groups_k); });
-  convolve(kernels, y.raw(), x.raw(), s, moments);
+  convolve(kernels, y.raw(), x.raw(), nullptr, s, moments);
 }
 
 void Winograd::turn_filters(const WinogradKernels& kernels, const Tensor& w, const WinogradShape& s) {
@@ -121,11 +121,13 @@ void Winograd::turn_filters(const WinogradKernels& kernels, const Tensor& w, con
             [&](int64_t pair, int) { kernels.turned_filters(u, w.raw(), s.c, s.k, pair / groups_k, pair % groups_k); });
 }
 
-void Winograd::backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w) {
+void Winograd::backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w) { data(dx, dy, w, nullptr); }
+
+void Winograd::data(const Tensor& dx, const Tensor& dy, const Tensor& w, const Tensor* plus) {
   const WinogradKernels& kernels = kernels_for(dy.dtype());
   const WinogradShape s = shape_of(dy, w);
   turn_filters(kernels, w, s);
-  convolve(kernels, dx.raw(), dy.raw(), {s.n, s.h, s.w, s.k, s.c}, nullptr);
+  convolve(kernels, dx.raw(), dy.raw(), plus ? plus->raw() : nullptr, {s.n, s.h, s.w, s.k, s.c}, nullptr);
 }
 
 // Calls work(sum, first, end, scratch) for pieces of the tiles, each of which gives a sum dw [k,3,3,c] of its own, and
@@ -164,16 +166,18 @@ void Winograd::backward_weight(const Tensor& dw, const Tensor& dy, const Tensor&
   });
 }
 
-void Winograd::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w) {
+void Winograd::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
+                        const Tensor* plus) {
   const WinogradKernels& kernels = kernels_for(dy.dtype());
   const WinogradShape s = shape_of(x, w);
   if (s.c * s.k > kPairsAtOnce) {
     backward_weight(dw, dy, x);
-    return backward_data(dx, dy, w);
+    return data(dx, dy, w, plus);
   }
   turn_filters(kernels, w, s);
   for_weight_pieces(kernels, dw.data<float>(), s, [&](float* sum, int64_t first, int64_t end, float* memory) {
-    kernels.backward(dx.raw(), sum, dy.raw(), x.raw(), filters_.data.get(), s, first, end, memory);
+    kernels.backward(dx.raw(), sum, dy.raw(), x.raw(), plus ? plus->raw() : nullptr, filters_.data.get(), s, first, end,
+                     memory);
   });
 }
 

@@ -27,7 +27,9 @@ class Winograd {
   void forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments = nullptr);
   void backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w);
   void backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x);
-  void backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w);
+  // dx = its gradient + plus (may be null, may be dx)
+  void backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
+                const Tensor* plus = nullptr);
 
  private:
   // Memory that only grows: in the steady state nothing is allocated. Aligned to 64 bytes.
@@ -38,8 +40,10 @@ class Winograd {
   };
 
   const WinogradKernels& kernels_for(DType) const;
+  void data(const Tensor& dx, const Tensor& dy, const Tensor& w, const Tensor* plus);
   void turn_filters(const WinogradKernels&, const Tensor& w, const WinogradShape&);
-  void convolve(const WinogradKernels&, void* y, const void* x, const WinogradShape&, double* moments);
+  void convolve(const WinogradKernels&, void* y, const void* x, const void* plus, const WinogradShape&,
+                double* moments);
   template <class Work>
   void for_weight_pieces(const WinogradKernels&, float* dw, const WinogradShape&, const Work&);
   float* scratch(const WinogradKernels&, int thread, const WinogradShape&);

@@ -185,14 +185,14 @@ struct BlockSums {
   bool fresh;  // the shift is not known yet
 };
 
-// The outputs of a block to the tiles first..end-1 of `out` [n,h,w,channels], and their sums.
-template <class T, bool kSums>
-void write_tiles(T* out, const float* block, const WinogradShape& s, int64_t channels, int64_t first, int64_t end,
-                 BlockSums sums) {
+// The outputs of a block (+ plus, unless null) to the tiles first..end-1 of `out` [n,h,w,channels], and their sums.
+template <class T, bool kSums, bool kPlus>
+void write_tiles(T* out, const T* plus, const float* block, const WinogradShape& s, int64_t channels, int64_t first,
+                 int64_t end, BlockSums sums) {
   const int64_t row = s.w * channels;
   Patch<4> patch(s, first);
   for (int64_t t = first; t < end; ++t, patch.next(s)) {
-    T* to = out + patch.offset(s, channels);
+    const int64_t origin = patch.offset(s, channels);
     const bool fresh = kSums && sums.fresh && t == first, whole = patch.whole(s);
     for (int64_t c = 0; c < channels; c += kLanes) {
       const float* from = block + c / kGroup * kPlane + (t - first) * kTile + c % kGroup;
@@ -201,7 +201,8 @@ void write_tiles(T* out, const float* block, const WinogradShape& s, int64_t cha
       if (kSums) sum = load(sums.sum + c), squares = load(sums.squares + c);
       const auto at = [&](int i, int j) { return load(from + (i * 6 + j) * kGroup); };
       const auto put = [&](int i, int j, V v) __attribute__((always_inline)) {
-        store(to + (i * row + j * channels + c), v);
+        const int64_t at = origin + i * row + j * channels + c;
+        store(out + at, kPlus ? v + load(plus + at) : v);
         if (!kSums) return;
         if (i == 0 && j == 0 && fresh) shift = v;
         const V d = v - shift;
@@ -365,10 +366,10 @@ void take_sums(WinogradSums& total, const BlockSums& block, int64_t channels) {
 }
 
 template <class T>
-void convolve(void* y_, const void* x_, const float* u, const WinogradShape& s, int64_t first, int64_t end,
-              float* scratch, WinogradSums* sums) {
+void convolve(void* y_, const void* x_, const void* plus_, const float* u, const WinogradShape& s, int64_t first,
+              int64_t end, float* scratch, WinogradSums* sums) {
   T* y = static_cast<T*>(y_);
-  const T* x = static_cast<const T*>(x_);
+  const T *x = static_cast<const T*>(x_), *plus = static_cast<const T*>(plus_);
   float *v = scratch, *m = v + s.c / kGroup * kPlane, *rest = m + s.k / kGroup * kPlane;
   BlockSums of_block{rest, rest + s.k, rest + 2 * s.k, true};
   if (sums) __builtin_memset(of_block.sum, 0, sizeof(float) * uint64_t(2 * s.k));
@@ -381,10 +382,10 @@ void convolve(void* y_, const void* x_, const float* u, const WinogradShape& s, 
       prefetch<false>(x, s.c, stop, kBlock, p);
     }
     if (!sums) {
-      write_tiles<T, false>(y, m, s, s.k, t, stop, of_block);
+      (plus ? write_tiles<T, false, true> : write_tiles<T, false, false>)(y, plus, m, s, s.k, t, stop, of_block);
       continue;
     }
-    write_tiles<T, true>(y, m, s, s.k, t, stop, of_block);
+    write_tiles<T, true, false>(y, nullptr, m, s, s.k, t, stop, of_block);
     of_block.fresh = false;
     take_sums(*sums, of_block, s.k);
   }
@@ -409,8 +410,8 @@ void write_weights(float* dw, const float* sums, const WinogradShape& s) {
 
 // Both gradients, or that of the weights alone: they share the transform of dy.
 template <class T, bool kData>
-void backward_as(T* dx, float* dw, const T* dy, const T* x, const float* turned, const WinogradShape& s, int64_t first,
-                 int64_t end, float* scratch) {
+void backward_as(T* dx, float* dw, const T* dy, const T* x, const T* plus, const float* turned, const WinogradShape& s,
+                 int64_t first, int64_t end, float* scratch) {
   float *vx = scratch, *vy = vx + s.c / kGroup * kPlane, *m = vy + s.k / kGroup * kPlane,
         *sums = m + s.c / kGroup * kPlane;
   __builtin_memset(sums, 0, sizeof(float) * uint64_t(kPositions * s.c * s.k));
@@ -425,7 +426,8 @@ void backward_as(T* dx, float* dw, const T* dy, const T* x, const float* turned,
       prefetch<false>(x, s.c, stop, kBlock, p);
       prefetch<false>(dy, s.k, stop, kBlock, p);
     }
-    if (kData) write_tiles<T, false>(dx, m, s, s.c, t, stop, {});
+    if (kData)
+      (plus ? write_tiles<T, false, true> : write_tiles<T, false, false>)(dx, plus, m, s, s.c, t, stop, BlockSums{});
   }
   write_weights(dw, sums, s);
 }
@@ -433,14 +435,14 @@ void backward_as(T* dx, float* dw, const T* dy, const T* x, const float* turned,
 template <class T>
 void weight_gradient(float* dw, const void* dy, const void* x, const WinogradShape& s, int64_t first, int64_t end,
                      float* scratch) {
-  backward_as<T, false>(nullptr, dw, static_cast<const T*>(dy), static_cast<const T*>(x), nullptr, s, first, end,
-                        scratch);
+  backward_as<T, false>(nullptr, dw, static_cast<const T*>(dy), static_cast<const T*>(x), nullptr, nullptr, s, first,
+                        end, scratch);
 }
 template <class T>
-void backward(void* dx, float* dw, const void* dy, const void* x, const float* turned, const WinogradShape& s,
-              int64_t first, int64_t end, float* scratch) {
-  backward_as<T, true>(static_cast<T*>(dx), dw, static_cast<const T*>(dy), static_cast<const T*>(x), turned, s, first,
-                       end, scratch);
+void backward(void* dx, float* dw, const void* dy, const void* x, const void* plus, const float* turned,
+              const WinogradShape& s, int64_t first, int64_t end, float* scratch) {
+  backward_as<T, true>(static_cast<T*>(dx), dw, static_cast<const T*>(dy), static_cast<const T*>(x),
+                       static_cast<const T*>(plus), turned, s, first, end, scratch);
 }
 
 template <class T>

@@ -35,15 +35,16 @@ struct WinogradKernels {
   // w [k,3,3,c] -> filters [36, c/16, k, 16].
   void (*turned_filters)(float* filters, const void* w, int64_t c, int64_t k, int64_t group_c, int64_t group_k);
 
-  // y [n,h,w,k] = x [n,h,w,c] * filters, for the output tiles first..end-1. sums, unless null, get theirs.
-  void (*convolve)(void* y, const void* x, const float* filters, const WinogradShape&, int64_t first, int64_t end,
-                   float* scratch, WinogradSums* sums);
+  // y [n,h,w,k] = x [n,h,w,c] * filters (+ plus, unless null; it may be y), for the output tiles first..end-1. sums,
+  // unless null, get those of y without plus.
+  void (*convolve)(void* y, const void* x, const void* plus, const float* filters, const WinogradShape&, int64_t first,
+                   int64_t end, float* scratch, WinogradSums* sums);
 
   // dw [k,3,3,c] = what the tiles first..end-1 of x [n,h,w,c] add to the weight gradient, given all of dy [n,h,w,k].
   void (*weight_gradient)(float* dw, const void* dy, const void* x, const WinogradShape&, int64_t first, int64_t end,
                           float* scratch);
-  // That, and those tiles of dx [n,h,w,c] = dy * turned filters.
-  void (*backward)(void* dx, float* dw, const void* dy, const void* x, const float* turned_filters,
+  // That, and those tiles of dx [n,h,w,c] = dy * turned filters (+ plus).
+  void (*backward)(void* dx, float* dw, const void* dy, const void* x, const void* plus, const float* turned_filters,
                    const WinogradShape&, int64_t first, int64_t end, float* scratch);
 };
 

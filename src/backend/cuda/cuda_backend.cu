@@ -46,6 +46,14 @@ class CudaBackend final : public SharedBackend<CudaExec> {
   void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv conv) override {
     convolutions_.backward_weight(dw, dy, x, conv);
   }
+  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
+                     const Tensor* plus) override {
+    convolutions_.backward_weight(dw, dy, x, conv);
+    if (!plus) return convolutions_.backward_data(dx, dy, w, conv);
+    const Tensor own = extra_.like(*this, dx);
+    convolutions_.backward_data(own, dy, w, conv);
+    add(dx, *plus, own);
+  }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor*) override {
     by_type(x.dtype(),
@@ -70,6 +78,7 @@ class CudaBackend final : public SharedBackend<CudaExec> {
   Scratch scratch_;
   CudnnConvolutions convolutions_;
   CublasProducts products_;
+  Spare extra_;
 };
 
 }  // namespace

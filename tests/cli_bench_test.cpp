@@ -1,0 +1,108 @@
+// linnet bench, and linnet train --profile.
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "cli_run.h"
+#include "temp_dir.h"
+
+namespace linnet {
+namespace {
+
+using nlohmann::json;
+
+json bench(const std::string& arguments) {
+  const Ended ended = run_in_shell("bench " + arguments + " --json --seconds 0.05 --threads 2");
+  EXPECT_EQ(ended.code, 0) << ended.out;
+  return json::parse(ended.out, nullptr, false);
+}
+
+TEST(Bench, StepSaysWhereItsTimeGoes) {
+  const json j = bench("step --model resnet20 --batch 4 --precision f32 --device cpu");
+  EXPECT_GT(j["images_per_s"].get<double>(), 0);
+  EXPECT_LE(j["ms_min"].get<double>(), j["ms"].get<double>());
+  EXPECT_NEAR(j["images_per_s"].get<double>(), 4e3 / j["ms"].get<double>(), 1e-6 * j["images_per_s"].get<double>());
+  EXPECT_EQ(j["precision"], "f32");
+  EXPECT_EQ(j["threads"], 2);
+  for (const char* key : {"model", "batch", "conv", "device", "version", "first_step_ms", "peak_rss_mb"})
+    EXPECT_TRUE(j.contains(key)) << key;
+  EXPECT_GT(j["peak"]["gflops"].get<double>(), 0);
+  EXPECT_GT(j["peak"]["copy_gb_per_s"].get<double>(), 0);
+  int convolutions = 0, norms = 0;
+  for (const json& call : j["calls"]) {
+    EXPECT_GT(call["ms"].get<double>(), 0) << call;
+    if (call["name"] == "conv_forward") convolutions = call["calls"];
+    if (call["name"] == "bn_backward") norms = call["calls"];
+  }
+  EXPECT_EQ(convolutions, 19);
+  EXPECT_EQ(norms, 19);
+}
+
+TEST(Bench, LayersAndOperations) {
+  const json layers = bench("layers --batch 4 --precision f32");
+  bool found = false;
+  for (const json& layer : layers["layers"]) found = found || layer["name"] == "layer1.0.conv1";
+  EXPECT_TRUE(found) << layers;
+  const json ops = bench("ops --batch 4 --precision f32 --conv direct");
+  found = false;
+  for (const json& op : ops["ops"])
+    found = found || op["name"].get<std::string>().find("conv_backward [4,32,32,16], 3x3, 16 to 16") == 0;
+  EXPECT_TRUE(found) << ops;
+}
+
+TEST(Bench, EvaluationAndTextForPeople) {
+  EXPECT_GT(bench("eval --model mlp")["images_per_s"].get<double>(), 0);
+  const Ended ended = run_in_shell("bench --model mlp --batch 8 --seconds 0.05");
+  EXPECT_EQ(ended.code, 0);
+  for (const char* part : {"images/s", "GFLOP/s", "share", "of memory"}) expect_has(ended.out, part);
+  EXPECT_EQ(run_in_shell("bench nothing").code, 2);
+  EXPECT_EQ(run_in_shell("bench --precision f64").code, 2);
+}
+
+TEST(Profile, WritesAChromeTraceOfStepsAndCallsAndChangesNothing) {
+  const TempDir dir;
+  const std::string train =
+      "train configs/smoke.toml --epochs 1 --set data.samples=1000 --set train.batch_size=25 --out '";
+  const auto run = [&](const std::string& name) { return (dir / name).string() + "'"; };
+  ASSERT_EQ(run_in_shell(train + run("plain")).code, 0);
+  const Ended profiled = run_in_shell(train + run("run") + " --profile '" + run("trace.json"));
+  ASSERT_EQ(profiled.code, 0) << profiled.out;
+  EXPECT_EQ(read(dir / "run/metrics.jsonl"), read(dir / "plain/metrics.jsonl"));
+
+  const json trace = json::parse(read(dir / "trace.json"), nullptr, false);
+  ASSERT_TRUE(trace["traceEvents"].is_array());
+  int steps = 0, layers = 0;
+  double step_us = 0, call_us = 0;
+  for (const json& event : trace["traceEvents"]) {
+    if (event["ph"] != "X") continue;
+    EXPECT_GE(event["dur"].get<double>(), 0);
+    EXPECT_EQ(event["pid"], 1);
+    const bool step = event["cat"] == "step";
+    steps += step;
+    (step ? step_us : call_us) += event["dur"].get<double>();
+    layers += event["args"].contains("layer");
+  }
+  EXPECT_EQ(steps, 20);
+  EXPECT_GT(layers, 20 * 10);
+  EXPECT_LE(call_us, step_us);
+
+  // A file that is there stays what it is.
+  const Ended again = run_in_shell(train + run("other") + " --profile '" + run("trace.json"));
+  EXPECT_EQ(again.code, 2);
+  expect_has(again.out, "there is a file already");
+  EXPECT_FALSE(std::filesystem::exists(dir / "other"));
+}
+
+TEST(Conv, EveryMethodTrains) {
+  for (const char* method : {"auto", "direct", "winograd"}) {
+    const TempDir dir;
+    const Ended ended = run_in_shell(
+        "train configs/smoke.toml --epochs 1 --set data.samples=400 --set model.name=resnet20 --set train.conv=" +
+        std::string(method) + " --out '" + (dir / "run").string() + "'");
+    EXPECT_EQ(ended.code, 0) << ended.out;
+    expect_has(read(dir / "run/config.toml"), "conv = \"" + std::string(method) + "\"");
+  }
+  EXPECT_EQ(run_in_shell("train configs/smoke.toml --set train.conv=ref").code, 2);
+}
+
+}  // namespace
+}  // namespace linnet
