@@ -28,7 +28,7 @@ const BnKernels& kernels_for(DType type, Simd simd) {
 struct Chunks {
   int64_t rows, channels, size, count;
   size_t row_bytes;
-  Chunks(const Tensor& x)
+  explicit Chunks(const Tensor& x)
       : rows(x.numel() / x.dim(-1)), channels(x.dim(-1)), row_bytes(size_t(x.dim(-1)) * size_of(x.dtype())) {
     constexpr int64_t kRows = 64, kElements = 16384, kMost = 64;
     const int64_t wanted = std::clamp<int64_t>(rows * channels / kElements, 1, kMost);

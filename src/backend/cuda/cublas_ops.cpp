@@ -22,6 +22,10 @@ CublasProducts::~CublasProducts() { cublasDestroy(handle_); }
 
 // cuBLAS counts columns first, so to it each row-major matrix is its transpose: it computes c' [n,m] = op(b)' op(a)'.
 void CublasProducts::matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) {
+  for (const Tensor* t : {&a, &b, &c})
+    if (t->dtype() != DType::f32)
+      fail(Exit::usage, "[matmul] the cuda backend multiplies f32 only, got {}; set train.precision = \"f32\"",
+           name_of(t->dtype()));
   const int64_t m = c.dim(0), n = c.dim(1), k = ta ? a.dim(0) : a.dim(1);
   const float *pa = a.data<float>(), *pb = b.data<float>();
   float* pc = c.data<float>();
