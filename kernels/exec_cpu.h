@@ -29,20 +29,23 @@ LINNET_AVX512 void loop_avx512(int64_t begin, int64_t end, const F& f) {
   for (int64_t i = begin; i < end; ++i) body(i);
 }
 template <class F>
-void rows_plain(int64_t begin, int64_t end, int64_t columns, const F& f) {
-  const F body = f;
-  for (int64_t row = begin; row < end; ++row) {
+LINNET_HD void row_of(const F& body, int64_t row, int64_t columns) {
+  if constexpr (requires { body.row(row, columns); }) {
+    body.row(row, columns);
+  } else {
 #pragma GCC ivdep
     for (int64_t c = 0; c < columns; ++c) body(row, c);
   }
 }
 template <class F>
+void rows_plain(int64_t begin, int64_t end, int64_t columns, const F& f) {
+  const F body = f;
+  for (int64_t row = begin; row < end; ++row) row_of(body, row, columns);
+}
+template <class F>
 LINNET_AVX512 void rows_avx512(int64_t begin, int64_t end, int64_t columns, const F& f) {
   const F body = f;
-  for (int64_t row = begin; row < end; ++row) {
-#pragma GCC ivdep
-    for (int64_t c = 0; c < columns; ++c) body(row, c);
-  }
+  for (int64_t row = begin; row < end; ++row) row_of(body, row, columns);
 }
 
 struct CpuExec {

@@ -1,5 +1,6 @@
 // Pooling and the parameter-free shortcut, over NHWC. Functors over (pixel, channel); the gradients gather (one call
-// owns one input element), so no two calls ever add to the same place.
+// owns one input element), so no two calls ever add to the same place. row(pixel, channels) is the same for all
+// channels of a pixel: the form whose loops a CPU runs with vector instructions.
 #pragma once
 #include "hd.h"
 
@@ -48,6 +49,35 @@ struct MaxPool {
     y[pixel * s.channels + c] = T(best);
     where[pixel * s.channels + c] = best_at;
   }
+  LINNET_HD void row(int64_t pixel, int64_t channels) const {
+    const PixelAt at(pixel, s.out_height, s.out_width);
+    T* __restrict__ best = y + pixel * channels;
+    int32_t* __restrict__ best_at = where + pixel * channels;
+    bool fresh = true;
+    for (int i = 0; i < s.size_h; ++i)
+      for (int j = 0; j < s.size_w; ++j) {
+        const int64_t h = at.row * s.stride - s.pad + i, w = at.column * s.stride - s.pad + j;
+        if (h < 0 || h >= s.height || w < 0 || w >= s.width) continue;
+        const T* __restrict__ v = x + ((at.image * s.height + h) * s.width + w) * channels;
+        const int32_t here = int32_t(h * s.width + w);
+        if (fresh) {
+          for (int64_t c = 0; c < channels; ++c) best[c] = v[c];
+          for (int64_t c = 0; c < channels; ++c) best_at[c] = here;
+        }
+        // Comparisons without short cuts, and floats to choose from: what vector instructions can do.
+        for (int64_t c = 0; !fresh && c < channels; ++c) {
+          const float old = float(best[c]), now = float(v[c]);
+          const bool take = bool(int(now > old) | int(now != now));
+          best[c] = T(take ? now : old);
+          best_at[c] = take ? here : best_at[c];
+        }
+        fresh = false;
+      }
+    for (int64_t c = 0; fresh && c < channels; ++c) {
+      best[c] = T(0.f);
+      best_at[c] = -1;
+    }
+  }
 };
 
 // The range of output positions whose window covers input position `at`.
@@ -77,6 +107,22 @@ struct MaxPoolGrad {
         if (where[o] == int32_t(h * s.width + w)) sum += float(dy[o]);
       }
     dx[pixel * s.channels + c] = T(sum);
+  }
+  LINNET_HD void row(int64_t pixel, int64_t channels) const {
+    const PixelAt at(pixel, s.height, s.width);
+    int64_t h0, h1, w0, w1;
+    windows_over(at.row, s.size_h, s.stride, s.pad, s.out_height, &h0, &h1);
+    windows_over(at.column, s.size_w, s.stride, s.pad, s.out_width, &w0, &w1);
+    if (h0 != h1 || w0 != w1) {  // none, or several
+      for (int64_t c = 0; c < channels; ++c) (*this)(pixel, c);
+      return;
+    }
+    const int64_t o = ((at.image * s.out_height + h0) * s.out_width + w0) * channels;
+    const T* __restrict__ g = dy + o;
+    const int32_t* __restrict__ from = where + o;
+    T* __restrict__ out = dx + pixel * channels;
+    const int32_t here = int32_t(at.row * s.width + at.column);
+    for (int64_t c = 0; c < channels; ++c) out[c] = T(from[c] == here ? float(g[c]) : 0.f);
   }
 };
 
@@ -111,15 +157,25 @@ struct AvgPoolGrad {
     windows_over(h, s.size_h, s.stride, s.pad, s.out_height, &h0, &h1);
     windows_over(w, s.size_w, s.stride, s.pad, s.out_width, &w0, &w1);
     const float area = float(s.size_h * s.size_w);
-    if (h0 == h1 && w0 == w1) {  // the usual case, and one whose loop over channels uses vectors
-      dx[pixel * s.channels + c] = T(float(dy[((n * s.out_height + h0) * s.out_width + w0) * s.channels + c]) / area);
-      return;
-    }
     float sum = 0;
     for (int64_t oh = h0; oh <= h1; ++oh)
       for (int64_t ow = w0; ow <= w1; ++ow)
         sum += float(dy[((n * s.out_height + oh) * s.out_width + ow) * s.channels + c]);
     dx[pixel * s.channels + c] = T(sum / area);
+  }
+  LINNET_HD void row(int64_t pixel, int64_t channels) const {
+    const PixelAt at(pixel, s.height, s.width);
+    int64_t h0, h1, w0, w1;
+    windows_over(at.row, s.size_h, s.stride, s.pad, s.out_height, &h0, &h1);
+    windows_over(at.column, s.size_w, s.stride, s.pad, s.out_width, &w0, &w1);
+    if (h0 != h1 || w0 != w1) {  // none, or several
+      for (int64_t c = 0; c < channels; ++c) (*this)(pixel, c);
+      return;
+    }
+    const T* __restrict__ g = dy + ((at.image * s.out_height + h0) * s.out_width + w0) * channels;
+    T* __restrict__ out = dx + pixel * channels;
+    const float area = float(s.size_h * s.size_w);
+    for (int64_t c = 0; c < channels; ++c) out[c] = T(float(g[c]) / area);
   }
 };
 
