@@ -20,7 +20,7 @@ LAYERS = [
     (r"src/backend/", BASE + r"|linnet/(tensor|backend)\.h|kernels/.*|src/backend/.*"),
     (r"src/train/tensorboard\.cpp", r"linnet/.*|proto/tensorboard\.pb\.h"),
     (r"include/linnet/|src/train/", r"linnet/.*|src/(core|train)/.*|kernels/(rng|optim|update)\.h"),
-    (r"src/cli/", r"linnet/.*|src/core/.*|src/backend/backends\.h"),
+    (r"src/cli/", r"linnet/.*|src/core/.*|src/backend/backends\.h|src/train/run_(lock|log)\.h"),
 ]
 # A library's headers stay in the files that wrap it. `kernels/` is read by nvcc as well, so it includes next to nothing.
 LIBRARIES = [

@@ -20,5 +20,10 @@ void add_optim(CLI::App&, Command&);
 void add_info(CLI::App&, Command&);
 void add_schedule(CLI::App&, Command&);
 void add_bench(CLI::App&, Command&);
+void add_watch(CLI::App&, Command&);
+void add_complete(CLI::App&, Command&);
+// What `linnet __complete WORDS...` answers to a shell: a candidate for the last word a line.
+int complete(const CLI::App&, const std::vector<std::string>& words);
+void add_man(CLI::App&, Command&);
 
 }  // namespace linnet

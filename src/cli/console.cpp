@@ -21,12 +21,6 @@ size_t columns() {
   return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
-std::string duration(double seconds) {
-  const auto s = int64_t(std::lround(seconds));
-  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
-  return s >= 60 ? fmt::format("{}m{:02}s", s / 60, s % 60) : fmt::format("{}s", s);
-}
-
 void line(const std::string& text) { tell(fmt::format("{:%H:%M:%S} {}\n", fmt::localtime(std::time(nullptr)), text)); }
 
 // Parts side by side; one that does not fit the width starts a new line.
@@ -49,6 +43,12 @@ std::string wrapped(const std::vector<std::string>& parts, size_t width) {
 void tell(const std::string& text) {
   std::fputs(text.c_str(), stderr);
   std::fflush(stderr);
+}
+
+std::string duration(double seconds) {
+  const auto s = int64_t(std::lround(seconds));
+  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
+  return s >= 60 ? fmt::format("{}m{:02}s", s / 60, s % 60) : fmt::format("{}s", s);
 }
 
 bool can_redraw() {

@@ -51,6 +51,12 @@ int main(int argc, char** argv) {
   add_info(app, command);
   add_schedule(app, command);
   add_bench(app, command);
+  add_watch(app, command);
+  add_complete(app, command);
+  add_man(app, command);
+
+  // Before the parsing, which would take the options of a half-written line for its own.
+  if (argc > 1 && std::string_view(argv[1]) == "__complete") return complete(app, {argv + 2, argv + argc});
 
   try {
     app.parse(argc, argv);

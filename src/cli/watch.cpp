@@ -1,0 +1,207 @@
+// linnet watch: a run's curves in another terminal, drawn anew as it goes.
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <sstream>
+
+#include "cli.h"
+#include "console.h"
+#include "linnet/config.h"
+#include "linnet/text.h"
+#include "plot.h"
+#include "src/core/file.h"
+#include "src/core/json.h"
+#include "src/train/run_lock.h"
+#include "src/train/run_log.h"
+
+namespace linnet {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string run, against;
+  double seconds = 1;
+  bool once = false;
+};
+
+volatile std::sig_atomic_t caught = 0;
+
+// The other screen, without a cursor and with keys as they are pressed; every way out gives the old one back.
+class Screen {
+ public:
+  Screen() {
+    for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, [](int s) { caught = s; });
+    std::signal(SIGWINCH, [](int) {});  // only to be woken
+    if (tcgetattr(STDIN_FILENO, &before_) == 0) {
+      termios raw = before_;
+      raw.c_lflag &= ~tcflag_t(ICANON | ECHO);
+      keys_ = tcsetattr(STDIN_FILENO, TCSANOW, &raw) == 0;
+    }
+    put("\x1b[?1049h\x1b[?25l");
+  }
+  ~Screen() {
+    put("\x1b[?25h\x1b[?1049l");
+    if (keys_) tcsetattr(STDIN_FILENO, TCSANOW, &before_);
+  }
+  Screen(const Screen&) = delete;
+  Screen& operator=(const Screen&) = delete;
+
+  // At most as many lines as there is room for; what was there before is overwritten in place, so nothing flickers.
+  void show(const std::string& text) {
+    winsize size{};
+    const int rows = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 ? size.ws_row : 24;
+    std::string out = "\x1b[H";
+    int shown = 0;
+    for (size_t at = 0, end; at < text.size() && shown < rows; at = end + 1, ++shown) {
+      end = std::min(text.find('\n', at), text.size());
+      out += (shown > 0 ? "\n" : "") + text.substr(at, end - at) + "\x1b[K";
+    }
+    put(out + "\x1b[J");
+  }
+
+  // Whether a person wants to go: q, or a signal. Returns early when the window changes.
+  bool wait(double seconds) {
+    pollfd input{.fd = STDIN_FILENO, .events = POLLIN};
+    char key = 0;
+    if (poll(&input, keys_ ? 1 : 0, int(seconds * 1000)) > 0 && ::read(STDIN_FILENO, &key, 1) == 1 && key == 'q')
+      return true;
+    return caught != 0;
+  }
+
+ private:
+  static void put(const std::string& text) {
+    std::fputs(text.c_str(), stdout);
+    std::fflush(stdout);
+  }
+  termios before_{};
+  bool keys_ = false;
+};
+
+struct Watched {
+  fs::path dir;
+  Config config;
+  std::vector<LoggedRow> rows;
+  Json summary = Json::object();
+  std::string holder;
+};
+
+Watched look_at(const fs::path& dir) {
+  if (!fs::exists(dir / "config.toml"))
+    fail(Exit::usage, "there is no run in {}: expected a folder with a config.toml", dir.string());
+  Watched w{.dir = dir, .config = load_config(dir / "config.toml"), .rows = read_rows(dir)};
+  std::error_code error;
+  if (fs::exists(dir / "summary.json", error)) w.summary = read_json(dir / "summary.json", Exit::checkpoint);
+  w.holder = lock_holder(dir);
+  return w;
+}
+
+// "running", or how it ended; a run whose process was killed says so.
+std::string status_of(const Watched& w) {
+  const std::string status = w.summary.value("status", "");
+  if (!w.holder.empty()) return "running";
+  if (status == "running") return fmt::format("was killed; go on with: linnet resume {}", w.dir.string());
+  return status;
+}
+
+Series series_of(const Watched& w, const std::string& kind, const std::string& name, const std::string& label) {
+  Series s{.name = label};
+  double steps = 0;  // an epoch; before the first one is over, x counts steps
+  for (const LoggedRow& row : w.rows)
+    if (row.kind == "epoch" && row.epoch > 0) steps = double(row.step) / double(row.epoch);
+  for (const LoggedRow& row : w.rows) {
+    if (row.kind != kind || std::isnan(row[name])) continue;
+    s.x.push_back(kind == "epoch" ? double(row.epoch) : steps > 0 ? double(row.step) / steps : double(row.step));
+    s.y.push_back(row[name]);
+  }
+  return s;
+}
+
+std::string head_of(const Watched& w) {
+  std::string text = fmt::format("{}: {} with {}, seed {}: {}\n", w.dir.filename().string(), w.config.model.name,
+                                 w.config.optimizer.name, w.config.train.seed, status_of(w));
+  if (w.rows.empty()) return text + "no row yet\n";
+  const LoggedRow& last = w.rows.back();
+  const LoggedRow *epoch = nullptr, *before = nullptr;
+  for (const LoggedRow& row : w.rows)
+    if (row.kind == "epoch") before = std::exchange(epoch, &row);
+  text += fmt::format("epoch {} of {}, step {}", epoch ? epoch->epoch : 0, w.config.train.epochs, last.step);
+  if (!std::isnan(last.img_per_s)) text += fmt::format(", {:.0f} img/s", last.img_per_s);
+  if (before && !w.holder.empty())  // as long as the last epoch took
+    text += fmt::format(", ETA {}",
+                        duration((epoch->wall_s - before->wall_s) * double(w.config.train.epochs - epoch->epoch)));
+  text += "\n";
+  for (const auto& [name, what] :
+       {std::pair{"train/loss", "train loss"}, {"val/loss", "val loss"}, {"val/acc", "val acc"}})
+    if (epoch && !std::isnan((*epoch)[name])) text += fmt::format("{} {:.4f}  ", what, (*epoch)[name]);
+  if (w.summary.contains("test/acc")) text += fmt::format("test acc {:.4f}", w.summary["test/acc"].get<double>());
+  return text + "\n";
+}
+
+std::string picture_of(const Watched& w, const Watched* ghost, const Terminal& terminal, int rows) {
+  const std::string metric = w.config.data.val > 0 ? "val/acc" : "train/acc";
+  const std::string name = w.dir.filename().string(), other = ghost ? "to beat: " + ghost->dir.filename().string() : "";
+  std::string text;
+  std::istringstream head(head_of(w));
+  for (std::string line; std::getline(head, line);)
+    text += wrap_words(line, size_t(std::clamp(terminal.columns, 24, 160)));
+  const auto lines = [](const std::string& t) { return int(std::ranges::count(t, '\n')); };
+  const auto plot = [&](const std::string& title, const std::string& kind, const std::string& key, bool log,
+                        int height) {
+    Plot p{.title = title, .log_y = log};
+    if (ghost) p.series.push_back(series_of(*ghost, kind, key, other));  // below the run's own curve
+    p.series.push_back(series_of(w, kind, key, name));
+    if (p.series.back().x.size() < 2) return;
+    if (log) p.log_y = std::ranges::min(p.series.back().y) > 0;
+    const std::string drawn = draw_text(p, terminal, height);
+    if (lines(text) + lines(drawn) <= rows) text += drawn;
+  };
+  const int height = std::clamp((rows - 12) / 4, 4, 12);
+  plot(metric, "epoch", metric, false, height);
+  plot("train/loss", "step", "train/loss", true, height);
+  plot("learning rate", "step", "lr", false, std::max(3, height - 2));
+  plot("gradient norm", "step", "grad_norm", true, std::max(3, height - 2));
+  return text;
+}
+
+int watch(const Options& o) {
+  std::optional<Watched> ghost;
+  if (!o.against.empty()) ghost = look_at(o.against);
+  const Watched* other = ghost ? &*ghost : nullptr;
+  const char* term = std::getenv("TERM");
+  if (o.once || !isatty(STDOUT_FILENO) || (term && std::string_view(term) == "dumb")) {
+    constexpr int kAll = 1000;
+    fmt::print("{}", picture_of(look_at(o.run), other, stdout_terminal(), kAll));
+    return int(Exit::ok);
+  }
+  look_at(o.run);  // what is wrong with it is said on the screen that stays
+  Screen screen;
+  do {
+    winsize size{};
+    const int rows = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 ? size.ws_row : 24;
+    screen.show(picture_of(look_at(o.run), other, stdout_terminal(), rows - 1) + "q: leave; the run goes on\n");
+  } while (!screen.wait(o.seconds));
+  return caught ? 128 + int(caught) : int(Exit::ok);
+}
+
+}  // namespace
+
+void add_watch(CLI::App& app, Command& command) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("watch",
+                                      "Show a run's curves while it trains, in another terminal.\n\n"
+                                      "  linnet watch runs/NAME --against runs/BEST");
+  verb->add_option("run", options->run, "folder of the run")->required();
+  verb->add_option("--against", options->against, "another run, drawn beside it as the one to beat");
+  verb->add_option("--interval", options->seconds, "seconds between two looks")->check(CLI::Range(0.1, 3600.0));
+  verb->add_flag("--once", options->once, "print what is there now and end");
+  verb->callback([options, &command] { command = [options] { return watch(*options); }; });
+}
+
+}  // namespace linnet
