@@ -295,6 +295,12 @@ Download cifar10_archive() {
       .sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"};
 }
 
+Download cifar100_archive() {
+  return {.urls = {"https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"},
+          .size = 168513733,
+          .sha256 = "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"};
+}
+
 fs::path download(const Download& wanted, const fs::path& target, const Progress& progress) {
   static const CURLcode started = curl_global_init(CURL_GLOBAL_DEFAULT);
   require(started == CURLE_OK, "libcurl could not be started: {}", curl_easy_strerror(started));

@@ -36,6 +36,10 @@ class ImageSandbox {
   ImageSandbox& operator=(const ImageSandbox&) = delete;
 
   Image decode(std::span<const char> bytes, const std::string& name);
+  // Starts the child now; otherwise the first image does.
+  void prepare() {
+    if (worker_ < 0) start();
+  }
   pid_t worker() const { return worker_; }  // -1: none is running
 
  private:

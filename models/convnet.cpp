@@ -18,7 +18,7 @@ struct ConvNet : Module {
       in = out;
     }
     dropout.emplace(s, o.dropout);
-    linear.emplace(s / "linear", in * (o.height / 8) * (o.width / 8), o.classes);
+    linear.emplace(s / "linear", Shape{o.height / 8, o.width / 8, in}, o.classes);
   }
 
   Tensor forward(Pass& p, const Tensor& x) override {

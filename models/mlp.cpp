@@ -7,7 +7,7 @@ namespace linnet {
 
 namespace {
 
-int64_t pixels(const ModelOptions& o) { return int64_t(o.height) * o.width * o.channels; }
+Shape pixels(const ModelOptions& o) { return {o.height, o.width, o.channels}; }
 
 struct Mlp : Module {
   Mlp(const Scope& s, const ModelOptions& o)

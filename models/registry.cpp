@@ -5,8 +5,10 @@
 
 namespace linnet {
 
-const std::vector<ModelEntry>& models() {
-  static const std::vector<ModelEntry> table = {
+namespace {
+
+std::vector<ModelEntry>& table() {
+  static std::vector<ModelEntry> entries = {
       {"resnet20", "ResNet 6n+2 for small images (He et al. 2016), n = 3", {"shortcut", "dropout"}, residual_net<3>},
       {"resnet32", "the same, n = 5", {"shortcut", "dropout"}, residual_net<5>},
       {"resnet44", "the same, n = 7", {"shortcut", "dropout"}, residual_net<7>},
@@ -22,7 +24,17 @@ const std::vector<ModelEntry>& models() {
       {"mlp", "one hidden layer of 100 units", {"dropout"}, mlp},
       {"linear", "softmax regression on the pixels", {}, linear_model},
   };
-  return table;
+  return entries;
+}
+
+}  // namespace
+
+const std::vector<ModelEntry>& models() { return table(); }
+
+void add_model(ModelEntry entry) {
+  for (const ModelEntry& known : table())
+    require(known.name != entry.name, "[models] there is a model named '{}' already", entry.name);
+  table().push_back(std::move(entry));
 }
 
 std::unique_ptr<Module> make_model(const std::string& name, ParamStore& store, const ModelOptions& options) {

@@ -133,6 +133,92 @@ TEST(Weights, BatchCountersOfPyTorchAreIgnored) {
   EXPECT_NE(net.refusal(weights), "");
 }
 
+// PyTorch's order of a flattened picture is channel, height, width; memory has height, width, channel.
+TEST(Weights, AFlattenedPictureIsStoredAsInPyTorch) {
+  const std::unique_ptr<Backend> backend = make_backend("cpu");
+  ParamStore store;
+  const Linear layer({store, "linear"}, Shape{2, 3, 4}, 5);
+  store.seal(*backend, 1);
+  const Tensor& memory = store.params()[0]->master;
+  std::vector<float> values(5 * 24);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = float(i);
+  backend->upload(memory, values.data());
+  const SafeTensors weights = get_weights(*backend, store);
+  const StoredTensor& file = weights.tensors.at("linear.weight");
+  ASSERT_EQ(file.shape, (std::vector<int64_t>{5, 24}));
+  size_t at = 0;
+  for (int out = 0; out < 5; ++out)
+    for (int c = 0; c < 4; ++c)
+      for (int y = 0; y < 2; ++y)
+        for (int x = 0; x < 3; ++x, ++at)
+          ASSERT_EQ(float_at(file, at), float(out * 24 + (y * 3 + x) * 4 + c)) << out << c << y << x;
+  backend->zero(memory);
+  set_weights(*backend, store, weights, "test");
+  std::vector<float> after(values.size());
+  backend->download(after.data(), memory);
+  EXPECT_EQ(after, values);
+}
+
+SafeTensors renamed(const SafeTensors& weights, const std::function<std::string(std::string)>& name) {
+  SafeTensors out;
+  for (const auto& [old, tensor] : weights.tensors) out.tensors[name(old)] = tensor;
+  return out;
+}
+std::string replaced(std::string name, const std::string& from, const std::string& to) {
+  if (const size_t at = name.find(from); at != name.npos) name.replace(at, from.size(), to);
+  return name;
+}
+
+TEST(Weights, NamesThatPyTorchModelsHaveAreUnderstood) {
+  const std::unique_ptr<Backend> backend = make_backend("cpu");
+  const auto build = [&](uint64_t seed) {
+    auto store = std::make_unique<ParamStore>();
+    make_model("resnet20", *store, {.shortcut = 'B'});
+    store->seal(*backend, seed);
+    return store;
+  };
+  const auto source = build(1);
+  SafeTensors theirs = renamed(get_weights(*backend, *source), [](const std::string& name) {
+    return "module." + replaced(replaced(name, "linear.", "fc."), ".shortcut.", ".downsample.");
+  });
+  theirs.tensors["module.bn1.num_batches_tracked"] = zeros("I64", {}, 8);
+  EXPECT_TRUE(weights_facts(theirs).projects);
+  EXPECT_EQ(weights_facts(theirs).classes, 10);
+  EXPECT_EQ(weights_facts(theirs).channels, 3);
+  const auto target = build(2);
+  set_weights(*backend, *target, theirs, "theirs");
+  EXPECT_EQ(bytes_of(get_weights(*backend, *target)), bytes_of(get_weights(*backend, *source)));
+
+  // A prefix that only some names have is not one; two tensors for one name are not chosen between.
+  for (const auto& [name, expected] : {std::pair{"conv1.weight", "'module.bn1.bias' is left over"},
+                                       {"module.linear.weight", "'fc.weight' is left over"}}) {
+    SafeTensors bad = theirs;
+    bad.tensors[name] =
+        bad.tensors.at(std::string(name) == "conv1.weight" ? "module.conv1.weight" : "module.fc.weight");
+    try {
+      set_weights(*backend, *target, bad, "bad");
+      ADD_FAILURE() << name;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(expected), std::string::npos) << e.what();
+    }
+  }
+}
+
+TEST(Weights, ANewHeadKeepsItsFirstValues) {
+  Net source(1), target(2);
+  SafeTensors weights = source.weights();
+  const auto head = target.weights().tensors.at("linear.weight").bytes;
+  weights.tensors["linear.weight"] = zeros("F32", {7, 2}, 56);  // other classes
+  weights.tensors["linear.bias"] = zeros("F32", {7}, 28);
+  const std::string message = target.refusal(weights);
+  EXPECT_NE(message.find("only the last layer differs: `linnet fork --new-head`"), std::string::npos) << message;
+  set_weights(*target.backend, target.store, weights, "test", Head::fresh);
+  EXPECT_EQ(target.weights().tensors.at("linear.weight").bytes, head);
+  EXPECT_EQ(target.weights().tensors.at("conv.weight").bytes, weights.tensors.at("conv.weight").bytes);
+  weights.tensors.erase("conv.weight");  // all but the head is looked at as ever
+  EXPECT_THROW(set_weights(*target.backend, target.store, weights, "test", Head::fresh), Error);
+}
+
 TEST(Weights, EveryDifferenceIsRefusedAndTheModelUnchanged) {
   const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
   struct Row {
@@ -181,7 +267,7 @@ TEST(Weights, AllDifferencesAreListedAtOnce) {
   Net net;
   SafeTensors weights = net.weights();
   weights.tensors.erase("linear.bias");
-  weights.tensors["fc.bias"] = zeros("F32", {3}, 12);
+  weights.tensors["head.bias"] = zeros("F32", {3}, 12);
   weights.tensors["linear.weight"].shape = {2, 3};
   weights.tensors["bn.running_mean"] = zeros("BF16", {2}, 4);
   set_float(weights.tensors["conv.weight"], 5, NAN);
@@ -192,7 +278,7 @@ TEST(Weights, AllDifferencesAreListedAtOnce) {
             "  'linear.weight': expected F32 [3,2], got F32 [2,3]\n"
             "  'linear.bias' is missing: expected F32 [3]\n"
             "  'bn.running_mean': expected F32 [2], got BF16 [2]\n"
-            "  'fc.bias' is left over: the model has no such tensor");
+            "  'head.bias' is left over: the model has no such tensor");
 }
 
 TEST(Weights, AMissingOrDamagedFileLeavesTheModelUnchanged) {

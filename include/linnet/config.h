@@ -92,6 +92,12 @@ struct Config {
     std::vector<double> mean, std;
     int64_t samples = 10000;
     int64_t image_size = 32;
+    std::string labels = "fine";
+    int64_t channels = 3;
+    std::string fit = "crop";
+    double val_share = 0.1, test_share = 0.1;
+    std::string corrupt = "refuse";
+    bool trusted = false;
   } data;
   struct {
     int64_t crop_pad = 4;
@@ -368,13 +374,39 @@ void visit(C& c, F&& f) {
       .by_entry = true},
     c.model.dropout);
 
-  f(K{.name = "data.name", .doc = "data set", .choices = {"cifar10", "synthetic"}}, c.data.name);
+  f(K{.name = "data.name", .doc = "data set", .choices = {"cifar10", "cifar100", "folder", "pack", "synthetic"}},
+    c.data.name);
   f(K{.name = "data.path",
-      .doc = "folder or archive of the data set; empty: $LINNET_DATA, then the cache",
+      .doc = "folder, archive or pack of the data set; empty (CIFAR only): $LINNET_DATA, then the cache",
       .used_by_key = "data.name",
-      .used_by = {"cifar10"}},
+      .used_by = {"cifar10", "cifar100", "folder", "pack"}},
     c.data.path);
-  f(K{.name = "data.val", .doc = "training images held out for validation", .min = 0}, c.data.val);
+  f(K{.name = "data.labels",
+      .doc = "of CIFAR-100: the 100 fine ones or the 20 coarse ones",
+      .choices = {"fine", "coarse"},
+      .used_by_key = "data.name",
+      .used_by = {"cifar100"}},
+    c.data.labels);
+  f(K{.name = "data.val",
+      .doc = "training images held out for validation",
+      .min = 0,
+      .used_by_key = "data.name",
+      .used_by = {"cifar10", "cifar100", "synthetic"}},
+    c.data.val);
+  f(K{.name = "data.val_share",
+      .doc = "share of a folder's pictures, chosen by a hash of their names, for validation (unless it has val/)",
+      .min = 0,
+      .max = 0.9,
+      .used_by_key = "data.name",
+      .used_by = {"folder"}},
+    c.data.val_share);
+  f(K{.name = "data.test_share",
+      .doc = "likewise for the test at the end (unless it has test/)",
+      .min = 0,
+      .max = 0.9,
+      .used_by_key = "data.name",
+      .used_by = {"folder"}},
+    c.data.test_share);
   f(K{.name = "data.shuffle", .doc = "a new order of the training images every epoch"}, c.data.shuffle);
   f(K{.name = "data.drop_last", .doc = "leave out the last, smaller batch of an epoch"}, c.data.drop_last);
   f(K{.name = "data.mean",
@@ -396,12 +428,36 @@ void visit(C& c, F&& f) {
       .used_by = {"synthetic"}},
     c.data.samples);
   f(K{.name = "data.image_size",
-      .doc = "height and width of the synthetic images, pixels",
+      .doc = "height and width, pixels, of synthetic images, or that a folder's pictures are brought to",
       .min = 4,
       .max = 224,
       .used_by_key = "data.name",
-      .used_by = {"synthetic"}},
+      .used_by = {"synthetic", "folder"}},
     c.data.image_size);
+  f(K{.name = "data.channels",
+      .doc = "3: colour, 1: grey",
+      .min = 1,
+      .max = 3,
+      .used_by_key = "data.name",
+      .used_by = {"folder"}},
+    c.data.channels);
+  f(K{.name = "data.fit",
+      .doc = "how a picture becomes square: its middle, or stretched",
+      .choices = {"crop", "stretch"},
+      .used_by_key = "data.name",
+      .used_by = {"folder"}},
+    c.data.fit);
+  f(K{.name = "data.corrupt",
+      .doc = "pictures that cannot be read: an error that lists them, or left out with a note",
+      .choices = {"refuse", "skip"},
+      .used_by_key = "data.name",
+      .used_by = {"folder"}},
+    c.data.corrupt);
+  f(K{.name = "data.trusted",
+      .doc = "decode pictures in this process; false: in processes that can do nothing else",
+      .used_by_key = "data.name",
+      .used_by = {"folder"}},
+    c.data.trusted);
 
   f(K{.name = "augment.crop_pad",
       .doc = "random crop after padding with this many pixels; 0: off",
@@ -551,6 +607,11 @@ void visit(C& c, F&& f) {
       .max_excluded = true},
     c.log.smoothing);
   f(K{.name = "log.tensorboard", .doc = "write event files for TensorBoard into the run folder"}, c.log.tensorboard);
+}
+
+// Whether images are held out for validation, as far as the config says: of a pack, only the file knows.
+inline bool may_validate(const Config& c) {
+  return c.data.name == "folder" ? c.data.val_share > 0 : c.data.name == "pack" || c.data.val > 0;
 }
 
 // Whether `key` has an effect in this config: data.samples has none while data.name is "cifar10".

@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace linnet {
@@ -39,11 +41,68 @@ ChannelStats channel_stats(const Images&);
 // nothing is written. Split::test reads only test_batch.bin of a folder, but always the whole of an archive.
 Images load_cifar10(const std::filesystem::path& path, Split);
 
+// CIFAR-100, likewise: train.bin (50,000 records of 3,074 bytes), test.bin (10,000) and the files of class names, in
+// cifar-100-binary/ or cifar-100-binary.tar.gz. The labels are the 100 fine ones or the 20 coarse ones.
+Images load_cifar100(const std::filesystem::path& path, Split, bool coarse = false);
+
 // Ten classes of size x size colour images, each made from (seed, split, index) alone, in integers: the same bits
 // everywhere. The class is the shape (disc, ring, star, ...) of the largest thing in the picture; its place, size,
 // angle, colours and texture are random, over clutter and under noise, hard enough that depth and augmentation matter
 // (docs/BENCHMARKS.md). Image i has label i % 10. size is 4 to 224.
 Images make_synthetic(int64_t count, Split, uint64_t seed, int size = 32);
+
+// All parts of a data set whose pictures come in one folder or file.
+struct BadImage {
+  std::string path, reason;
+};
+struct DataSet {
+  Images train, val, test;
+  std::vector<BadImage> skipped;  // pictures that could not be read
+  int64_t passed_over = 0;        // files that are no .png, .jpg or .jpeg
+};
+
+// What pictures are made into. Colour becomes grey by ITU-R 601 (as in Pillow), grey becomes colour by repetition; an
+// alpha channel is dropped.
+struct PictureForm {
+  int size = 32;     // height and width, 16 to 224
+  int channels = 3;  // 1 or 3
+  bool crop = true;  // the largest square of the middle; otherwise stretched
+};
+
+// A folder of pictures, a folder per class: PATH/CLASS/*.png (.jpg, .jpeg, deeper folders too), classes by name. Where
+// PATH holds nothing but train/ and val/ or test/, these are the splits; a part that is not given is taken from the
+// training pictures by a hash of CLASS/NAME, so that it stays the same when pictures are added.
+//
+// Pictures are decoded by `threads` confined processes (data/image_sandbox.cpp), or, with `trusted`, in this one. One
+// that cannot be read is skipped and listed, or else an Error(Exit::data) lists them all. So are: fewer than two
+// classes, a class without a training picture, a class of val/ or test/ that train/ does not have, more than 2,000,000
+// files.
+struct FolderOptions {
+  PictureForm form;
+  double val_share = 0.1, test_share = 0.1;
+  bool skip_corrupt = false, trusted = false;
+  int threads = 0;  // 0: as many as there are
+};
+DataSet load_image_folder(const std::filesystem::path& path, const FolderOptions&);
+
+// One picture's file, in that form: its pixels, size x size x channels. `name` is what messages call it.
+struct Decoded {
+  int height = 0, width = 0;  // of the file
+  std::vector<uint8_t> pixels;
+};
+
+// Decodes pictures one after another, in a confined process unless `trusted`. Error(Exit::data) as ImageSandbox says.
+class PictureReader {
+ public:
+  explicit PictureReader(bool trusted);
+  ~PictureReader();
+  Decoded read(const std::filesystem::path&, const PictureForm&);
+  Decoded decode(std::string_view bytes, const std::string& name, const PictureForm&);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 // A fixed random split of the indices 0..n-1 of n training samples, both parts in rising order; independent of the
 // run's seed, so that runs with different seeds select on the same samples. 0 <= val_count < n, else an
@@ -64,6 +123,7 @@ std::filesystem::path cache_dir();
 // nothing in the cache. A `configured` or $LINNET_DATA path without CIFAR-10, and an incomplete set of batches
 // anywhere, is an Error(Exit::data).
 std::filesystem::path find_cifar10(const std::filesystem::path& configured);
+std::filesystem::path find_cifar100(const std::filesystem::path& configured);
 
 // A file on the network, of known size and content.
 struct Download {
@@ -73,6 +133,7 @@ struct Download {
   bool allow_http = false;        // for tests against a loopback server; else https only
 };
 Download cifar10_archive();
+Download cifar100_archive();
 
 // Fetches the file to `target` and returns that path; at once if `target` is there and has the right size and SHA-256.
 // What has arrived is kept in TARGET.part, where a later call resumes; `target` appears whole and checked, by a rename.

@@ -50,6 +50,8 @@ class Linear : public Module {
  public:
   // relu_follows: He initialisation; otherwise PyTorch's default, U(-1/sqrt(in), 1/sqrt(in)), for weight and bias.
   Linear(const Scope&, int64_t in, int64_t out, bool relu_follows = false);
+  // Behind flatten() of [n, height, width, channels]: files then have the inputs in PyTorch's order.
+  Linear(const Scope&, const Shape& flattened, int64_t out, bool relu_follows = false);
   Tensor forward(Pass& p, const Tensor& x) override { return linear(p, x, weight_, bias_); }
 
  private:

@@ -21,6 +21,8 @@ struct ModelEntry {
   std::unique_ptr<Module> (*make)(const Scope&, const ModelOptions&);
 };
 const std::vector<ModelEntry>& models();
+// For users of the library: a model of their own, which configs can then name. Before any model is made.
+void add_model(ModelEntry);
 
 // Builds a model's layers in `store` (not sealed yet). Error(Exit::usage) for an unknown name, with the nearest one,
 // and for an image size the model cannot take.

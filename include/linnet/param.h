@@ -22,6 +22,7 @@ Init he_normal(int64_t fan_in);
 Init uniform(float bound);
 
 // Convolution weights are [out, kernel_h, kernel_w, in] in memory and PyTorch's [out, in, kernel_h, kernel_w] in files.
+// So are those of a linear layer behind flatten(), as far as their inputs go (Param::flattened).
 enum class Kind { plain, conv_weight };
 
 struct Param {
@@ -29,6 +30,7 @@ struct Param {
   Shape shape;
   bool decay = true;
   Kind kind = Kind::plain;
+  Shape flattened = {};  // a linear layer's inputs as flatten() found them: [height, width, channels]; none: no rank
   size_t index = 0;
   int group = 0;       // whose settings it is trained with; -1: frozen
   int64_t offset = 0;  // where it starts in the flat buffers

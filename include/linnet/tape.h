@@ -30,6 +30,10 @@ class Tape {
   // Called with every result as it is recorded, to look at it; empty: nobody looks.
   using Watcher = std::function<void(const Tensor& y, Op op)>;
   void watch(Watcher watcher) { watcher_ = std::move(watcher); }
+  // Called in backward with every result's gradient, complete, before its op gets it; `var` is the result's
+  // Tensor::var.
+  using GradientWatcher = std::function<void(int64_t var, const Tensor& dy)>;
+  void watch_gradients(GradientWatcher watcher) { gradient_watcher_ = std::move(watcher); }
 
   // What an op's backward calls for each of its inputs. The first writer moves in, later ones add; a constant (var -1)
   // is left out. An addition is done in place only by the sole owner of the memory: `add` hands one dy to both its
@@ -67,6 +71,7 @@ class Tape {
   std::vector<Tensor> grads_;  // by var - first_
   std::vector<char> written_;  // by Param::index, since begin_step
   Watcher watcher_;
+  GradientWatcher gradient_watcher_;
 };
 
 // What every forward needs, passed explicitly: no global mode, no hidden state.
@@ -83,6 +88,7 @@ struct Pass {
     int64_t var = -1;
     Tensor value;
   } moments = {};
+  bool explain = false;  // gradients of a net in evaluation mode, of inputs only: batch norm's parameters get none
 };
 
 }  // namespace linnet

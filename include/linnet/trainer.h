@@ -17,6 +17,7 @@
 #include "linnet/schedule.h"
 #include "linnet/tape.h"
 #include "linnet/updater.h"
+#include "linnet/weights.h"
 
 namespace linnet {
 
@@ -24,10 +25,14 @@ namespace linnet {
 struct RunData {
   Images train, val;
   std::function<Images()> test;
+  std::vector<std::string> notes;  // what a person should know of the data, a line each
 };
 // Loads what [data] asks for, and fills an empty data.mean and data.std of `config` with what is measured on the
-// training split. Error(Exit::data) if there is no usable data.
+// training split (a pack brings its own). Error(Exit::data) if there is no usable data.
 RunData load_run_data(Config& config);
+// How a folder of pictures is read, and what a person should know of what was read.
+FolderOptions folder_options(const Config&);
+std::vector<std::string> notes_of(const DataSet&);
 
 // train.precision and train.conv as the code has them. "auto" is what is fastest on `backend`.
 DType precision_of(const Config& config, const Backend& backend);
@@ -61,7 +66,11 @@ class Net {
   Tensor forward(Pass& pass, const Tensor& x);
   // Mean loss (no smoothing) and accuracy over all images of the source. The result does not depend on the batch size.
   // Several views of an image: the mean of their logits is judged.
-  Accuracy evaluate(const BatchSource&, int64_t batch_size, int classes, const std::vector<View>& views = {View{}});
+  // `logits`, if given, gets that mean: [images, classes] row by row.
+  Accuracy evaluate(const BatchSource&, int64_t batch_size, int classes, const std::vector<View>& views = {View{}},
+                    std::vector<float>* logits = nullptr);
+  // The logits of all images of the source, [images, classes] row by row. A row does not depend on the batch size.
+  std::vector<float> logits(const BatchSource&, int64_t batch_size);
 
   Backend& backend() { return backend_; }
   Pool& pool() { return pool_; }
@@ -69,6 +78,9 @@ class Net {
   DType type() const { return type_; }  // of activations
 
  private:
+  void each_batch(const BatchSource&, int64_t batch_size, const std::vector<View>& views,
+                  const std::function<void(const Tensor& logits, const Tensor& labels, int64_t images)>&);
+
   Backend& backend_;
   DType type_;
   Pool pool_;
@@ -167,7 +179,7 @@ class Trainer {
   std::vector<std::pair<std::string, Tensor>> tensors();
   void restore(const Progress&);
   // Before the first step: these weights instead of random ones. Errors are those of set_weights.
-  void start_from(const SafeTensors&, const std::string& origin);
+  void start_from(const SafeTensors&, const std::string& origin, Head = Head::given);
 
   // The parts of a step, for tests and benchmarks.
   void start_epoch(int64_t epoch);

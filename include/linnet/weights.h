@@ -1,6 +1,6 @@
 // A model's parameters and buffers as a safetensors file, with the names and layouts of PyTorch's modules: convolution
-// weights are [out, in, kernel_h, kernel_w] in the file. A linear layer behind flatten() keeps Linnet's order of
-// inputs, which is height, width, channel; PyTorch's is channel, height, width.
+// weights are [out, in, kernel_h, kernel_w] in the file, and a linear layer behind flatten() has its inputs in the
+// order channel, height, width. Reading a file and writing it gives the same bits.
 #pragma once
 #include <filesystem>
 #include <map>
@@ -20,8 +20,19 @@ SafeTensors name_weights(ParamStore&, std::span<const float> master, std::span<c
 
 // Every tensor of the model must be there in F32, with its shape and finite numbers (no running_var below 0), and none
 // may be left over: otherwise one Error(Exit::checkpoint) lists all that differs, and the model is unchanged.
-// num_batches_tracked (PyTorch's counter) is ignored. `origin` is what messages call the source.
-void set_weights(Backend&, ParamStore&, const SafeTensors&, const std::string& origin);
+// `origin` is what messages call the source. Names may be those of PyTorch models as they are found: with `module.` in
+// front of each, `fc` or `linear` for the last layer, `downsample` for `shortcut`; num_batches_tracked is ignored.
+// Head::fresh: the last layer keeps its values, whatever the file has for it.
+enum class Head { given, fresh };
+void set_weights(Backend&, ParamStore&, const SafeTensors&, const std::string& origin, Head = Head::given);
+
+// The number of rows of the last layer's weight, and whether residual shortcuts are 1x1 convolutions (option B), as far
+// as names and shapes tell: 0 and false where they do not.
+struct WeightsFacts {
+  int64_t classes = 0, channels = 0;  // channels: of the input, from the first convolution `conv1`
+  bool projects = false;
+};
+WeightsFacts weights_facts(const SafeTensors&);
 
 // As a file; errors are those of write_safetensors, read_safetensors and set_weights.
 void save_weights(const std::filesystem::path&, Backend&, ParamStore&,

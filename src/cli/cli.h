@@ -13,6 +13,8 @@ void add_resume(CLI::App&, Command&);
 void add_fork(CLI::App&, Command&);
 void add_check(CLI::App&, Command&);
 void add_eval(CLI::App&, Command&);
+void add_predict(CLI::App&, Command&);
+void add_export(CLI::App&, Command&);
 void add_data(CLI::App&, Command&);
 void add_config(CLI::App&, Command&);
 void add_list(CLI::App&, Command&);

@@ -44,6 +44,8 @@ int main(int argc, char** argv) {
   add_fork(app, command);
   add_check(app, command);
   add_eval(app, command);
+  add_predict(app, command);
+  add_export(app, command);
   add_data(app, command);
   add_config(app, command);
   add_list(app, command);

@@ -68,6 +68,7 @@ int resume(const std::string& target, const TrainingOptions& o) {
 
 struct ForkOptions : TrainingOptions {
   std::string source, config;
+  bool new_head = false;
 };
 
 // Of a run that goes on from another one's folder; a weights file says nothing about its config.
@@ -89,7 +90,7 @@ int fork_run(const ForkOptions& o) {
   const SafeTensors tensors = fs::is_directory(o.source) ? run_weights(o.source, weights) : read_safetensors(o.source);
   const Workplace at(config, o);
   Trainer trainer(config, *at.backend, at.data);
-  trainer.start_from(tensors, weights);
+  trainer.start_from(tensors, weights, o.new_head ? Head::fresh : Head::given);
   Warnings warnings(o.strict);
   std::vector<Warning> known = start_warnings(config, facts_of(trainer.net().params(), at.data.train.size()));
   std::ranges::copy(warnings_of_change(o.source, config, at.data.train.size()), std::back_inserter(known));
@@ -119,9 +120,11 @@ void add_fork(CLI::App& app, Command& command) {
   auto options = std::make_shared<ForkOptions>();
   CLI::App* verb = app.add_subcommand("fork",
                                       "Start a new run from the weights of another, or of a file.\n\n"
-                                      "  linnet fork runs/NAME configs/resnet20.toml --out runs/NEW");
+                                      "  linnet fork runs/NAME configs/resnet20.toml --out runs/NEW\n"
+                                      "  linnet fork net.safetensors mine.toml --new-head    (other classes)");
   verb->add_option("weights", options->source, "run folder or .safetensors file")->required();
   verb->add_option("config", options->config, "TOML file of the new run")->required();
+  verb->add_flag("--new-head", options->new_head, "the last layer starts anew, for other classes");
   options->add_to(*verb, true);
   verb->callback([=, &command] { command = [=] { return fork_run(*options); }; });
 }

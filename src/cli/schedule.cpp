@@ -14,7 +14,7 @@ namespace linnet {
 
 namespace {
 
-constexpr int64_t kPoints = 1000, kCifar10 = 50000;
+constexpr int64_t kPoints = 1000, kCifar = 50000;
 
 struct Options {
   std::string config, svg;
@@ -25,7 +25,7 @@ struct Options {
 
 // Of the training split, without loading it.
 std::optional<int64_t> training_images(const Config& c) {
-  if (c.data.name == "cifar10") return kCifar10 - c.data.val;
+  if (c.data.name.starts_with("cifar")) return kCifar - c.data.val;
   if (c.data.name == "synthetic") return c.data.samples - c.data.val;
   return {};
 }

@@ -116,7 +116,8 @@ void TrainingOptions::add_to(CLI::App& verb, bool fresh) {
 }
 
 Workplace::Workplace(Config& config, const TrainingOptions& options)
-    : backend(make_backend(config.train.device, conv_method(config))), data(load_run_data(config)) {
+    : data(load_run_data(config)), backend(make_backend(config.train.device, conv_method(config))) {
+  for (const std::string& note : data.notes) tell("note: " + note + "\n");
   config.train.precision = name_of(precision_of(config, *backend));  // a resumed run goes on in the same one
   if (!options.profile.empty()) {
     spans = std::make_shared<CallLog>();

@@ -32,8 +32,8 @@ struct TrainingOptions {
 // A backend and images for `config`, which gets the data's mean and deviation, and bf16 or f32 for precision = "auto";
 // both splits are read once.
 struct Workplace {
+  RunData data;  // before the backend has threads, or a GPU: pictures are decoded in processes that are forked
   std::unique_ptr<Backend> backend;
-  RunData data;
   std::shared_ptr<CallLog> spans;  // what the backend does, with --profile
   Workplace(Config& config, const TrainingOptions& options);
 };

@@ -13,8 +13,8 @@ Tensor Tape::leaf(Tensor x) {
 }
 
 Tensor Tape::track(Tensor y, Op op, Backward backward) {
-  if (watcher_) watcher_(y, op);
   y = leaf(std::move(y));
+  if (watcher_) watcher_(y, op);
   nodes_.push_back({y.var, std::move(backward)});
   return y;
 }
@@ -78,7 +78,10 @@ void Tape::backward(const Tensor& y, Tensor dy) {
   while (!nodes_.empty()) {
     Node node = std::move(nodes_.back());
     nodes_.pop_back();  // when `node` goes, so does what its closure kept for backward
-    if (Tensor g = std::move(grads_[size_t(node.var - first_)]); g) node.backward(g);
+    if (Tensor g = std::move(grads_[size_t(node.var - first_)]); g) {
+      if (gradient_watcher_) gradient_watcher_(node.var, g);
+      node.backward(g);
+    }
   }
 }
 

@@ -27,4 +27,10 @@ Linear::Linear(const Scope& s, int64_t in, int64_t out, bool relu_follows)
                           relu_follows ? he_normal(in) : uniform(1 / std::sqrt(float(in))))),
       bias_(s.store.add(s.name("bias"), {out}, false, uniform(1 / std::sqrt(float(in))))) {}
 
+Linear::Linear(const Scope& s, const Shape& flattened, int64_t out, bool relu_follows)
+    : Linear(s, flattened.numel(), out, relu_follows) {
+  require(flattened.rank() == 3, "[linear] expected inputs [height,width,channels], got {}", flattened);
+  weight_.flattened = flattened;
+}
+
 }  // namespace linnet

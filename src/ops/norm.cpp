@@ -2,6 +2,30 @@
 
 namespace linnet {
 
+namespace {
+
+// With the statistics fixed, dx = scale / sqrt(var + eps) * dy (behind the ReLU's mask): the forward pass of dy without
+// mean and bias.
+Tensor track_fixed(Pass& p, const Tensor& y, const Tensor& x, const Tensor* residual, const Param& scale,
+                   const Buffer& var, Bn bn) {
+  const Tensor r = residual ? *residual : Tensor(), mask = bn.relu ? y : Tensor();
+  return p.tape->track(
+      y, {"batch_norm", &scale},
+      [&be = p.be, &pool = p.pool, tape = p.tape, x, r, mask, &scale, &var, bn](const Tensor& dy) {
+        Tensor d = dy;
+        if (bn.relu) {
+          d = pool.empty(dy.shape(), dy.dtype());
+          be.unary_grad(Relu{}, d, dy, mask, mask);
+        }
+        const Tensor dx = pool.empty(dy.shape(), dy.dtype()), zero = pool.zeros(scale.shape, DType::f32);
+        be.bn_forward(dx, Tensor(), d, nullptr, {scale.master, zero, zero, var.value}, {.eps = bn.eps}, false, nullptr);
+        tape->add_grad(x, dx);
+        if (r) tape->add_grad(r, d);
+      });
+}
+
+}  // namespace
+
 Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean,
                   const Buffer& var, Bn bn, const Tensor* residual) {
   require(x.rank() >= 2, "[batch_norm] expected input of at least two extents, got {}", x.shape());
@@ -16,12 +40,14 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
 
   Tensor y = p.pool.empty(x.shape(), x.dtype());
   const bool record = p.tape != nullptr;
-  require(!record || p.train, "[batch_norm] has no gradient in evaluation mode; set Pass::train or leave the tape out");
+  require(!record || p.train || p.explain,
+          "[batch_norm] has no gradient in evaluation mode; set Pass::train or leave the tape out");
   Tensor saved = p.train ? p.pool.empty({4, x.dim(-1)}, DType::f32) : Tensor();
   const bool known = p.train && p.moments.value && p.moments.var == x.var;
   p.be.bn_forward(y, saved, x, residual, {scale.master, bias.master, mean.value, var.value}, bn, p.train,
                   known ? &p.moments.value : nullptr);
   if (!record) return y;
+  if (!p.train) return track_fixed(p, y, x, residual, scale, var, bn);
 
   const Tensor r = residual ? *residual : Tensor();
   // y is kept for the ReLU's mask only; without a ReLU its memory may go.

@@ -609,10 +609,11 @@ class Reader {
            fmt::format("a phase must start after the one before it (epoch {}), got epoch {}", last, phase.epoch));
       rule(scope, phase.epoch < config_.train.epochs, {"phase.epoch"},
            fmt::format("a phase must start before train.epochs = {}, got epoch {}", config_.train.epochs, phase.epoch));
-      rule(scope, phase.plateau == 0 || config_.data.val > 0, {"phase.plateau"},
-           "a plateau is seen on the validation images, and data.val = 0");
-      rule(scope, phase.schedule.name != "plateau" || config_.data.val > 0, {"phase.schedule.name"},
-           "the plateau schedule watches the validation images, and data.val = 0");
+      rule(scope, phase.plateau == 0 || may_validate(config_), {"phase.plateau"},
+           "a plateau is seen on the validation images, and none are held out (data.val or data.val_share = 0)");
+      rule(
+          scope, phase.schedule.name != "plateau" || may_validate(config_), {"phase.schedule.name"},
+          "the plateau schedule watches the validation images, and none are held out (data.val or data.val_share = 0)");
       rule(scope,
            phase.state != "carried" || !is_sound(*before) || !is_sound(phase.optimizer) ||
                can_carry(make_rule(*before), make_rule(phase.optimizer)),
@@ -693,21 +694,30 @@ class Reader {
   void check_relations() {
     const Config& c = config_;
     const size_t means = c.data.mean.size();
-    rule(root_, means == c.data.std.size() && (means == 0 || means == 3), {"data.mean", "data.std"},
-         fmt::format("data.mean and data.std need 3 values each, or none in both, got {} and {}", means,
-                     c.data.std.size()));
-    rule(root_, c.data.name != "cifar10" || c.data.val < 50000, {"data.val"},
-         fmt::format("data.val = {} leaves none of CIFAR-10's 50000 training images", c.data.val));
+    const bool may_be_grey = c.data.name == "folder" || c.data.name == "pack";
+    rule(root_, means == c.data.std.size() && (means == 0 || means == 3 || (means == 1 && may_be_grey)),
+         {"data.mean", "data.std"},
+         fmt::format("data.mean and data.std need {} values each, or none in both, got {} and {}",
+                     may_be_grey ? "1 or 3" : "3", means, c.data.std.size()));
+    rule(root_, !c.data.name.starts_with("cifar") || c.data.val < 50000, {"data.val"},
+         fmt::format("data.val = {} leaves none of the 50000 training images", c.data.val));
+    const bool own = c.data.name == "folder";
+    rule(root_, !own || c.data.channels != 2, {"data.channels"}, "data.channels is 1 (grey) or 3 (colour), got 2");
+    rule(root_, !own || c.data.image_size >= 16, {"data.image_size"},
+         fmt::format("data.image_size of a folder is 16 to 224, got {}", c.data.image_size));
+    rule(root_, !own || c.data.val_share + c.data.test_share <= 0.9, {"data.val_share", "data.test_share"},
+         fmt::format("data.val_share + data.test_share leave too little for training: expected at most 0.9, got {}",
+                     c.data.val_share + c.data.test_share));
     rule(root_, c.clip.norm == 0 || float(c.clip.norm) > 0, {"optimizer.clip_norm"},
          fmt::format("optimizer.clip_norm = {} is no longer above 0 as a float; 0 turns clipping off", c.clip.norm));
     rule(root_, c.clip.value == 0 || float(c.clip.value) > 0, {"optimizer.clip_value"},
          fmt::format("optimizer.clip_value = {} is no longer above 0 as a float; 0 turns clipping off", c.clip.value));
     rule(root_, c.data.val < c.data.samples, {"data.val", "data.samples"},
          fmt::format("data.val = {} leaves no training image of data.samples = {}", c.data.val, c.data.samples));
-    rule(root_, c.schedule.name != "plateau" || c.data.val > 0, {"schedule.name", "data.val"},
-         "the plateau schedule watches the validation images, and data.val = 0");
-    rule(root_, c.train.patience == 0 || c.data.val > 0, {"train.patience", "data.val"},
-         "early stopping watches the validation images, and data.val = 0");
+    rule(root_, c.schedule.name != "plateau" || may_validate(c), {"schedule.name"},
+         "the plateau schedule watches the validation images, and none are held out (data.val or data.val_share = 0)");
+    rule(root_, c.train.patience == 0 || may_validate(c), {"train.patience"},
+         "early stopping watches the validation images, and none are held out (data.val or data.val_share = 0)");
   }
 
   void report() {
@@ -886,9 +896,9 @@ std::vector<ConfigChange> differences(const Config& from, const Config& to) {
 }
 
 bool is_safe_to_change(std::string_view key) {
-  static const std::set<std::string_view> safe = {"train.epochs",       "train.eval_batch_size", "train.device",
-                                                  "train.on_nonfinite", "train.max_skips",       "train.tta",
-                                                  "data.path",          "log.interval",          "log.tensorboard"};
+  static const std::set<std::string_view> safe = {
+      "train.epochs", "train.eval_batch_size", "train.device", "train.on_nonfinite", "train.max_skips", "train.tta",
+      "data.path",    "log.interval",          "data.trusted", "log.tensorboard"};
   return key.starts_with("checkpoint.") || safe.contains(key);
 }
 

@@ -187,6 +187,9 @@ void RunFolder::open(const Config& config, Backend& backend, const RunData& data
   for (const auto& [key, value] : backend.info()) env[key] = value;
   env["data"] = describe(data);
   env["data"]["name"] = config.data.name;
+  env["data"]["image"] = {data.train.height, data.train.width, data.train.channels};
+  env["data"]["classes"] = data.train.classes;
+  env["data"]["class_names"] = data.train.class_names;
   config_ = to_toml(config);
   env_ = env.dump(2) + "\n";
   facts_ = {{"linnet", version()}, {"compiler", LINNET_COMPILER}, {"data", digest(data.train)}};

@@ -489,8 +489,8 @@ void Trainer::restore(const Progress& p) {
   begin_epoch();
 }
 
-void Trainer::start_from(const SafeTensors& weights, const std::string& origin) {
-  set_weights(backend_, net_.params(), weights, origin);
+void Trainer::start_from(const SafeTensors& weights, const std::string& origin, Head head) {
+  set_weights(backend_, net_.params(), weights, origin, head);
   updater_.start_from_weights();
 }
 

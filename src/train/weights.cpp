@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -16,33 +17,36 @@ namespace {
 struct Slot {
   std::string name;
   std::vector<int64_t> shape;  // in the file
-  Kind kind;
   bool buffer;
   int64_t offset;  // in Flat::master or Flat::buffers
   Tensor tensor;
+  std::vector<int64_t> planes;  // [out, channels, height, width] where memory has the channels last; else empty
 };
 
 std::vector<Slot> slots_of(ParamStore& store) {
   require(bool(store.flat().master), "[weights] the store is not sealed: the model has no values yet");
   std::vector<Slot> slots;
   for (const Param* p : store.params()) {
-    std::vector<int64_t> shape(p->shape.begin(), p->shape.end());
+    std::vector<int64_t> shape(p->shape.begin(), p->shape.end()), planes;
     if (p->kind == Kind::conv_weight) {
       require(shape.size() == 4, "[weights] expected '{}' as [out, kernel_h, kernel_w, in], got {}", p->name, p->shape);
-      shape = {shape[0], shape[3], shape[1], shape[2]};
+      planes = shape = {shape[0], shape[3], shape[1], shape[2]};
+    } else if (const Shape& f = p->flattened; f.rank() == 3) {
+      require(shape.size() == 2 && shape[1] == f.numel(), "[weights] expected '{}' as [out, {}], got {}", p->name,
+              f.numel(), p->shape);
+      planes = {shape[0], f[2], f[0], f[1]};
     }
-    slots.push_back({p->name, shape, p->kind, false, p->offset, p->master});
+    slots.push_back({p->name, shape, false, p->offset, p->master, planes});
   }
   for (const Buffer& b : store.buffers())
-    slots.push_back(
-        {b.name, std::vector<int64_t>(b.shape.begin(), b.shape.end()), Kind::plain, true, b.offset, b.value});
+    slots.push_back({b.name, std::vector<int64_t>(b.shape.begin(), b.shape.end()), true, b.offset, b.value, {}});
   return slots;
 }
 
-// Walks a convolution's weights in both layouts at once: at(index in the file, index in memory).
+// Walks weights in both layouts at once: at(index in the file, index in memory).
 template <class At>
-void for_each_weight(const std::vector<int64_t>& shape, At at) {
-  const int64_t out = shape[0], in = shape[1], height = shape[2], width = shape[3];
+void for_each_weight(const std::vector<int64_t>& planes, At at) {
+  const int64_t out = planes[0], in = planes[1], height = planes[2], width = planes[3];
   int64_t file = 0;
   for (int64_t o = 0; o < out; ++o)
     for (int64_t i = 0; i < in; ++i)
@@ -51,16 +55,16 @@ void for_each_weight(const std::vector<int64_t>& shape, At at) {
 }
 
 std::vector<float> to_file_layout(const Slot& slot, const std::vector<float>& memory) {
-  if (slot.kind != Kind::conv_weight) return memory;
+  if (slot.planes.empty()) return memory;
   std::vector<float> file(memory.size());
-  for_each_weight(slot.shape, [&](int64_t f, int64_t m) { file[size_t(f)] = memory[size_t(m)]; });
+  for_each_weight(slot.planes, [&](int64_t f, int64_t m) { file[size_t(f)] = memory[size_t(m)]; });
   return file;
 }
 
 std::vector<float> to_memory_layout(const Slot& slot, const std::vector<float>& file) {
-  if (slot.kind != Kind::conv_weight) return file;
+  if (slot.planes.empty()) return file;
   std::vector<float> memory(file.size());
-  for_each_weight(slot.shape, [&](int64_t f, int64_t m) { memory[size_t(m)] = file[size_t(f)]; });
+  for_each_weight(slot.planes, [&](int64_t f, int64_t m) { memory[size_t(m)] = file[size_t(f)]; });
   return memory;
 }
 
@@ -86,21 +90,61 @@ std::string difference(const Slot& slot, const StoredTensor& stored) {
   return "";
 }
 
+bool is_counter(const std::string& name) {
+  return name == "num_batches_tracked" || name.ends_with(".num_batches_tracked");
+}
+
+// The layer that gives the logits, by the prefix of its parameters: "linear.".
+std::string head_of(ParamStore& store) {
+  const std::string& last = store.params().back()->name;
+  return last.substr(0, last.rfind('.') + 1);
+}
+
+void replace_prefix(std::string& name, std::string_view from, const std::string& to) {
+  if (name.starts_with(from)) name.replace(0, from.size(), to);
+}
+
+// PyTorch's names as this model has them. A name that would then occur twice stays, and is seen to be left over.
+std::map<std::string, const StoredTensor*> under_our_names(ParamStore& store, const SafeTensors& weights) {
+  const auto parallel = [](const auto& t) { return t.first.starts_with("module."); };
+  const bool wrapped = !weights.tensors.empty() && std::ranges::all_of(weights.tensors, parallel);
+  std::set<std::string> known;
+  for (const Param* p : store.params()) known.insert(p->name);
+  for (const Buffer& b : store.buffers()) known.insert(b.name);
+  const std::string head = store.params().empty() ? "" : head_of(store);
+
+  std::map<std::string, const StoredTensor*> named;
+  for (const auto& [file_name, tensor] : weights.tensors) {
+    std::string name = wrapped ? file_name.substr(7) : file_name;
+    if (is_counter(name)) continue;
+    std::string ours = name;
+    if (!known.contains(name)) {
+      for (const char* last : {"fc.", "linear."}) replace_prefix(ours, last, head);
+      if (const size_t at = ours.find(".downsample."); at != ours.npos) ours.replace(at, 12, ".shortcut.");
+    }
+    const bool taken =
+        ours != name && (named.contains(ours) || weights.tensors.contains((wrapped ? "module." : "") + ours));
+    if (!named.emplace(taken || !known.contains(ours) ? name : ours, &tensor).second) named[file_name] = &tensor;
+  }
+  return named;
+}
+
 // One line for each tensor that is missing, that does not fit, or that the model does not have.
-std::vector<std::string> differences(const std::vector<Slot>& slots, const SafeTensors& weights) {
+std::vector<std::string> differences(const std::vector<Slot>& slots,
+                                     const std::map<std::string, const StoredTensor*>& weights) {
   std::vector<std::string> lines;
   std::set<std::string> known;
   for (const Slot& slot : slots) {
     known.insert(slot.name);
-    const auto found = weights.tensors.find(slot.name);
-    if (found == weights.tensors.end()) {
+    const auto found = weights.find(slot.name);
+    if (found == weights.end()) {
       lines.push_back(fmt::format("'{}' is missing: expected F32 [{}]", slot.name, fmt::join(slot.shape, ",")));
-    } else if (const std::string why = difference(slot, found->second); !why.empty()) {
+    } else if (const std::string why = difference(slot, *found->second); !why.empty()) {
       lines.push_back(fmt::format("'{}': {}", slot.name, why));
     }
   }
-  for (const auto& [name, stored] : weights.tensors)
-    if (!known.contains(name) && name != "num_batches_tracked" && !name.ends_with(".num_batches_tracked"))
+  for (const auto& [name, stored] : weights)
+    if (!known.contains(name))
       lines.push_back(fmt::format("'{}' is left over: the model has no such tensor", escaped(name)));
   return lines;
 }
@@ -131,17 +175,41 @@ SafeTensors get_weights(Backend& backend, ParamStore& store) {
   return name_weights(store, host(store.flat().master), host(store.flat().buffers));
 }
 
-void set_weights(Backend& backend, ParamStore& store, const SafeTensors& weights, const std::string& origin) {
-  const std::vector<Slot> slots = slots_of(store);
-  const std::vector<std::string> lines = differences(slots, weights);
-  if (!lines.empty())
-    fail(Exit::checkpoint, "{} does not fit the model, which is unchanged; {} of its tensors differ:\n  {}", origin,
-         lines.size(), fmt::join(lines, "\n  "));
+void set_weights(Backend& backend, ParamStore& store, const SafeTensors& weights, const std::string& origin,
+                 Head head) {
+  std::vector<Slot> slots = slots_of(store);
+  std::map<std::string, const StoredTensor*> named = under_our_names(store, weights);
+  const std::string last = store.params().empty() ? "" : head_of(store);
+  const auto in_head = [&](const std::string& name) { return !last.empty() && name.starts_with(last); };
+  if (head == Head::fresh) {
+    std::erase_if(slots, [&](const Slot& slot) { return in_head(slot.name); });
+    std::erase_if(named, [&](const auto& tensor) { return in_head(tensor.first); });
+  }
+  const std::vector<std::string> lines = differences(slots, named);
+  if (!lines.empty()) {
+    const bool only_head = std::ranges::all_of(lines, [&](const std::string& line) { return in_head(line.substr(1)); });
+    fail(Exit::checkpoint, "{} does not fit the model, which is unchanged; {} of its tensors differ:\n  {}{}", origin,
+         lines.size(), fmt::join(lines, "\n  "),
+         only_head ? "\nonly the last layer differs: `linnet fork --new-head` starts it anew, for other classes" : "");
+  }
 
   // Host memory may run out here, so the first upload waits until all is ready.
   std::vector<std::vector<float>> values;
-  for (const Slot& slot : slots) values.push_back(to_memory_layout(slot, floats_of(weights.tensors.at(slot.name))));
+  for (const Slot& slot : slots) values.push_back(to_memory_layout(slot, floats_of(*named.at(slot.name))));
   for (size_t i = 0; i < slots.size(); ++i) backend.upload(slots[i].tensor, values[i].data());
+}
+
+WeightsFacts weights_facts(const SafeTensors& weights) {
+  WeightsFacts facts;
+  for (const auto& [file_name, tensor] : weights.tensors) {
+    std::string name = file_name;
+    replace_prefix(name, "module.", "");
+    if ((name == "linear.weight" || name == "fc.weight") && tensor.shape.size() == 2) facts.classes = tensor.shape[0];
+    if (name == "conv1.weight" && tensor.shape.size() == 4) facts.channels = tensor.shape[1];
+    for (const char* option_b : {".shortcut.0.weight", ".downsample.0.weight"})
+      facts.projects = facts.projects || name.ends_with(option_b);
+  }
+  return facts;
 }
 
 void save_weights(const fs::path& path, Backend& backend, ParamStore& store,

@@ -3,7 +3,8 @@
 //
 // Memory: decoded is at most 2000 x the file or 1 MiB; the decoder holds up to 12 times that (16-bit samples, the
 // coefficients of a progressive JPEG, planes, the copy that is handed out), a JPEG's planes at least 32 x 16384 samples
-// of each component: 32 MiB + 12 x max(1 MiB, 2000 x the input), at most 3 GiB.
+// of each component: 32 MiB + 12 x max(1 MiB, 2000 x the input), at most 3 GiB. Then the picture is brought to a net's
+// size, which takes another copy and the resizer's rows.
 #include <zlib.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 
 #include "data/image.h"
 #include "fuzz.h"
+#include "linnet/dataset.h"
 
 namespace {
 
@@ -49,5 +51,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (decoded.pixels.size() != size_t(decoded.height) * size_t(decoded.width) * size_t(decoded.channels))
       fuzz::finding("an image without its pixels", "");
   });
+  static linnet::PictureReader reader(true);
+  for (const bool crop : {true, false})
+    fuzz::run(linnet::Exit::data, limit + (64 << 20), [&] {
+      const linnet::PictureForm form{.size = 16, .channels = crop ? 3 : 1, .crop = crop};
+      if (reader.decode(image, "fuzz.img", form).pixels.size() != size_t(16 * 16 * form.channels))
+        fuzz::finding("a picture of another size", "");
+    });
   return 0;
 }

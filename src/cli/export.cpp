@@ -1,0 +1,50 @@
+// linnet export RUN|WEIGHTS -o model.onnx
+#include "cli.h"
+#include "console.h"
+#include "linnet/onnx.h"
+#include "src/core/file.h"
+
+namespace linnet {
+
+namespace {
+
+struct Options : TrainedOptions {
+  std::string target, out;
+  OnnxOptions onnx;
+};
+
+int write_model(const Options& o) {
+  if (std::filesystem::exists(o.out)) fail(Exit::usage, "{} exists; remove it or choose another name", o.out);
+  const Trained trained = open_trained(o.target, o);
+  for (const std::string& note : trained.notes) tell("note: " + note + "\n");
+  const std::string model = to_onnx(trained, o.onnx);
+  write_file_atomically(o.out, model, Exit::checkpoint);
+  const ModelOptions& m = trained.options;
+  fmt::print("{}: ONNX opset 17, {} bytes; input [N, {}, {}, {}] is {}, output logits [N, {}]\n", o.out, model.size(),
+             m.channels, m.height, m.width, o.onnx.normalise ? "pixel / 255" : "(pixel / 255 - mean) / std", m.classes);
+  return int(Exit::ok);
+}
+
+}  // namespace
+
+void add_export(CLI::App& app, Command& command) {
+  auto o = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("export",
+                                      "Write a trained net as an ONNX model.\n\n"
+                                      "  linnet export runs/NAME -o model.onnx --normalise --fold-bn\n"
+                                      "  linnet export net.safetensors --model resnet20 -o model.onnx");
+  verb->add_option("target", o->target, "run folder, or .safetensors file")->required();
+  verb->add_option("-o,--out", o->out, "the model; must not exist")->required();
+  verb->add_flag("--normalise", o->onnx.normalise, "the model takes pixel/255 and subtracts mean and deviation itself");
+  verb->add_flag("--fold-bn", o->onnx.fold_bn, "batch norm becomes part of the convolutions");
+  verb->add_option("--model", o->model, "model of a weights file");
+  verb->add_option("--mean", o->mean, "per-channel mean of pixel/255")->delimiter(',');
+  verb->add_option("--std", o->std, "per-channel standard deviation of pixel/255")->delimiter(',');
+  verb->add_option("--size", o->size, "height and width that a weights file's net takes, pixels")
+      ->check(CLI::Range(4, 224));
+  verb->add_option("-s,--set", o->set, "override a key, e.g. --set model.shortcut=B (may be repeated)")
+      ->allow_extra_args(false);
+  verb->callback([o, &command] { command = [o] { return write_model(*o); }; });
+}
+
+}  // namespace linnet
