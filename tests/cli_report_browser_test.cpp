@@ -19,10 +19,10 @@ TEST(ReportPage, ABrowserDrawsEveryPanelAndTheSwitchesWork) {
   const Ended trained = run_in_shell("train " + folder + "/a.toml --out " + folder + "/run");
   ASSERT_EQ(trained.code, 0) << trained.out;
   // Debian's Selenium is its own Python's.
-  const std::string command = "for p in python3 /usr/bin/python3; do $p -c 'import selenium' 2>/dev/null && "
-                              "exec $p tests/report_browser.py '" +
-                              std::filesystem::absolute(LINNET_EXE).string() + "' " + folder + "/run " + folder +
-                              "; done; exit 77";
+  const std::string command =
+      "for p in python3 /usr/bin/python3; do $p -c 'import selenium' 2>/dev/null && "
+      "exec $p tests/report_browser.py '" +
+      std::filesystem::absolute(LINNET_EXE).string() + "' " + folder + "/run " + folder + "; done; exit 77";
   const int status = std::system(command.c_str());
   ASSERT_TRUE(WIFEXITED(status));
   if (WEXITSTATUS(status) == 77) GTEST_SKIP() << "there is no Chromium or no Selenium here";

@@ -187,7 +187,9 @@ TEST_F(SweepTest, ARunThatIsKilledTakesNothingWithItAndASweepThatIsKilledLeavesN
   EXPECT_EQ(summary("plain_s0")["status"], "done");
 
   const Ended killed = shell(
-      "$LINNET sweep long.toml --out out & p=$!; sleep 1.5; kill -KILL $p; wait $p; i=0; while ! grep -q "
+      "n=$(wc -l <out/long_s0/metrics.jsonl); $LINNET sweep long.toml --out out & p=$!; i=0; "
+      "while [ $(wc -l <out/long_s0/metrics.jsonl) -le $((n + 100)) ] && [ $i -lt 400 ]; do sleep 0.05; "
+      "i=$((i+1)); done; kill -KILL $p; wait $p; i=0; while ! grep -q "
       "interrupted out/long_s0/summary.json && [ $i -lt 400 ]; do sleep 0.05; i=$((i+1)); done");
   EXPECT_EQ(summary("long_s0")["status"], "interrupted") << killed.out;  // it was told, and saved
   expect_has(run_in_shell("runs " + at("out")).out, "interrupted");
