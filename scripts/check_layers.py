@@ -21,7 +21,8 @@ LAYERS = [
     (r"src/train/onnx\.cpp", r"linnet/.*|src/(core|train)/.*|proto/onnx\.pb\.h"),
     (r"src/train/tensorboard\.cpp", r"linnet/.*|proto/tensorboard\.pb\.h"),
     (r"include/linnet/|src/train/", r"linnet/.*|src/(core|train)/.*|kernels/(rng|optim|update)\.h"),
-    (r"src/cli/", r"linnet/.*|src/core/.*|src/backend/backends\.h|src/train/run_(lock|log)\.h"),
+    (r"src/report/", r"linnet/.*|src/(core|report)/.*|src/train/run_(lock|log)\.h"),
+    (r"src/cli/", r"linnet/.*|src/(core|report)/.*|src/backend/backends\.h|src/train/run_(lock|log)\.h"),
 ]
 # A library's headers stay in the files that wrap it. `kernels/` is read by nvcc as well, so it includes next to nothing.
 LIBRARIES = [
@@ -35,8 +36,9 @@ LIBRARIES = [
     (r"archive", r"data/cifar\.cpp"),
     (r"zlib", r"data/(cifar|image_container)\.cpp"),
     (r"stb/stb_image_resize", r"data/image_folder\.cpp"),
-    (r"stb/stb_image_write", r"src/cli/picture_html\.cpp"),
+    (r"stb/stb_image_write", r"data/png\.cpp"),
     (r"stb/stb_image\.h", r"data/image\.cpp"),
+    (r"boost/math", r"src/report/statistics\.cpp"),
     (r"seccomp", r"data/image_sandbox\.cpp"),
     (r"(boost/crc)", r"src/train/tensorboard\.cpp"),
     (r"gtest", r"tests/"),

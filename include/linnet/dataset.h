@@ -34,6 +34,10 @@ struct ChannelStats {
 };
 ChannelStats channel_stats(const Images&);
 
+// One image as a PNG file.
+std::string to_png(const Images&, int64_t index);
+std::string to_png(const uint8_t* pixels, int height, int width, int channels);  // rows, channels last
+
 // CIFAR-10 (https://www.cs.toronto.edu/~kriz/cifar.html, "binary version"). `path` may be the folder with
 // data_batch_{1..5}.bin and test_batch.bin, a folder that holds cifar-10-batches-bin/, or cifar-10-binary.tar.gz
 // itself. Every file must hold exactly 10,000 records of 3,073 bytes with labels below 10, in any order; anything else

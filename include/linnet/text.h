@@ -37,4 +37,7 @@ size_t offset_of(std::string_view text, size_t line, size_t column);
 //        | ^^^^^^^^
 std::string excerpt(std::string_view label, std::string_view line, size_t column, size_t width);
 
+// RFC 4648, with padding.
+std::string base64(std::string_view bytes);
+
 }  // namespace linnet

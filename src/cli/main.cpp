@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
       "Linnet trains small convolutional networks on CIFAR-10.\n\n"
       "  linnet train configs/quickstart.toml            train, and find the run under runs/\n"
       "  linnet eval runs/NAME                           measure a finished run on the test set\n"
+      "  linnet sweep A.toml B.toml --seeds 0-4 --out runs/cmp && linnet report runs/cmp -o report.html\n"
       "  linnet config show configs/resnet20.toml        every setting, with what it means"};
   app.name("linnet");
   app.set_version_flag("-V,--version", version());
@@ -43,6 +44,10 @@ int main(int argc, char** argv) {
   add_resume(app, command);
   add_fork(app, command);
   add_check(app, command);
+  add_sweep(app, command);
+  add_report(app, command);
+  add_runs(app, command);
+  add_diff(app, command);
   add_eval(app, command);
   add_predict(app, command);
   add_export(app, command);

@@ -4,12 +4,8 @@
 
 #include <algorithm>
 
+#include "linnet/dataset.h"
 #include "linnet/text.h"
-
-#define STB_IMAGE_WRITE_STATIC
-#define STB_IMAGE_WRITE_IMPLEMENTATION
-#define STBI_WRITE_NO_STDIO
-#include <stb/stb_image_write.h>
 
 namespace linnet {
 
@@ -32,24 +28,9 @@ std::string html(const std::string& text) {
   return out;
 }
 
-std::string base64(const std::string& bytes) {
-  static const char kDigits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::string out;
-  for (size_t i = 0; i < bytes.size(); i += 3) {
-    uint32_t group = 0;
-    for (size_t k = 0; k < 3; ++k) group = group << 8 | (i + k < bytes.size() ? uint8_t(bytes[i + k]) : 0u);
-    for (size_t k = 0; k < 4; ++k) out += i + k > bytes.size() ? '=' : kDigits[group >> (18 - 6 * k) & 63];
-  }
-  return out;
-}
-
 std::string image_tag(const std::vector<uint8_t>& rgb, int size, const std::string& what) {
-  std::string png;
-  stbi_write_png_to_func(
-      [](void* out, void* data, int n) { static_cast<std::string*>(out)->append(static_cast<char*>(data), size_t(n)); },
-      &png, size, size, 3, rgb.data(), size * 3);
   return fmt::format("<figure><img src=\"data:image/png;base64,{}\" alt=\"{}\"><figcaption>{}</figcaption></figure>\n",
-                     base64(png), what, what);
+                     base64(to_png(rgb.data(), size, size, 3)), what, what);
 }
 
 std::vector<uint8_t> in_colour(const std::vector<uint8_t>& pixels, int channels) {

@@ -1,0 +1,635 @@
+#include "src/report/comparison.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <regex>
+#include <set>
+
+#include "linnet/text.h"
+#include "src/report/statistics.h"
+
+namespace linnet {
+
+namespace {
+
+// JSON has no NaN and no infinity: such a value becomes null.
+Json number(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
+
+double or_none(const Json& v) { return v.is_number() ? v.get<double>() : kNone; }
+
+bool is_done(const RunRecord& run) { return run.status == "done" && std::isfinite(run.number("test/acc")); }
+
+int64_t seed_of(const RunRecord& run) { return run.config.train.seed; }
+
+std::string percent(double share) { return fmt::format("{:.2f}", 100 * share); }
+
+// ---- Labels --------------------------------------------------------------------------------------------------------
+
+// "adamw" of "adamw_s3", "resnet20_sgd" of "2026-01-31_120000_resnet20_sgd_s0-2"; empty where there is no such end.
+std::string stem(const std::string& folder) {
+  static const std::regex form(R"(^(?:\d{4}-\d\d-\d\d_\d{6}_)?(.+)_s\d+(?:-\d+)?$)");
+  std::smatch found;
+  return std::regex_match(folder, found, form) ? found[1].str() : "";
+}
+
+// Whether all are different, and there are some.
+bool distinct(const std::vector<std::string>& labels) {
+  return std::set(labels.begin(), labels.end()).size() == labels.size() &&
+         std::ranges::find(labels, "") == labels.end();
+}
+
+std::vector<std::string> folder_labels(const std::vector<Group>& groups) {
+  std::vector<std::string> labels;
+  for (const Group& g : groups) {
+    const std::string label = stem(g.runs[0].name);
+    const bool same = std::ranges::all_of(g.runs, [&](const RunRecord& r) { return stem(r.name) == label; });
+    labels.push_back(same ? label : "");
+  }
+  return labels;
+}
+
+struct KeyValues {
+  std::string key;
+  std::vector<std::string> values;  // one a group; "none" where the key has no effect
+};
+
+std::vector<KeyValues> differing_keys(const std::vector<Group>& groups) {
+  std::vector<KeyValues> all;
+  const Config& first = groups[0].runs[0].config;
+  for (size_t g = 1; g < groups.size(); ++g)
+    for (const ConfigChange& c : recipe_differences(first, groups[g].runs[0].config)) {
+      auto row = std::ranges::find(all, c.key, &KeyValues::key);
+      if (row == all.end()) row = all.insert(all.end(), {c.key, std::vector(groups.size(), c.from)});
+      row->values[g] = c.to;
+    }
+  for (KeyValues& row : all)
+    for (std::string& v : row.values)
+      if (v.empty()) v = "none";
+  return all;
+}
+
+// As few keys as tell the groups apart, the names of optimizers and models first and by themselves.
+std::vector<std::string> key_labels(const std::vector<Group>& groups) {
+  std::vector<KeyValues> keys = differing_keys(groups);
+  std::ranges::stable_partition(keys, [](const KeyValues& k) { return k.key.ends_with(".name"); });
+  std::vector<std::string> labels(groups.size());
+  for (const KeyValues& k : keys) {
+    if (distinct(labels)) break;
+    for (size_t g = 0; g < groups.size(); ++g) {
+      if (k.values[g] == "none") continue;
+      std::string value = k.values[g];
+      std::erase(value, '"');
+      labels[g] += (labels[g].empty() ? "" : " ") +
+                   (k.key.ends_with(".name") ? value : k.key.substr(k.key.rfind('.') + 1) + "=" + value);
+    }
+  }
+  for (size_t g = 0; g < groups.size(); ++g)
+    if (!distinct(labels)) labels[g] = fmt::format("{} {}", g + 1, labels[g]);
+  return labels;
+}
+
+// ---- Tables --------------------------------------------------------------------------------------------------------
+
+std::vector<double> numbers(const Group& group, const char* key) {
+  std::vector<double> all;
+  for (const RunRecord& run : group.runs)
+    if (is_done(run)) all.push_back(run.number(key));
+  return all;
+}
+
+// Mean over a run's epochs of what timing.jsonl says.
+double images_per_second(const RunRecord& run) {
+  double sum = 0, n = 0;
+  for (const LoggedRow& row : run.rows)
+    if (row.kind == "epoch" && row.img_per_s > 0) sum += row.img_per_s, ++n;
+  return n > 0 ? sum / n : kNone;
+}
+
+Json describe(const Spread& s) {
+  return {{"n", s.n},
+          {"mean", number(s.mean)},
+          {"sd", number(s.sd)},
+          {"half", number(s.half)},
+          {"low", number(s.mean - s.half)},
+          {"high", number(s.mean + s.half)}};
+}
+
+// A path as a shell takes it.
+std::string quoted(const std::string& text) {
+  if (!text.empty() &&
+      text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./=,+-") == text.npos)
+    return text;
+  std::string all = "'";
+  for (const char c : text) all += c == '\'' ? "'\\''" : std::string(1, c);
+  return all + "'";
+}
+
+Json describe(const RunRecord& run) {
+  Json json = {{"name", run.name}, {"dir", run.dir.string()}, {"seed", seed_of(run)}, {"status", run.status}};
+  if (run.summary.contains("reason")) json["reason"] = run.summary["reason"];
+  json["epochs"] = number(run.number("epoch"));
+  for (const char* key : {"test/acc", "test/loss", "val/acc"}) json[key] = number(run.number(key));
+  json["wall_s"] = number(run.number("wall_s"));
+  json["img_per_s"] = number(images_per_second(run));
+  json["command"] = fmt::format("linnet train {} --out NEW", quoted((run.dir / "config.toml").string()));
+  return json;
+}
+
+Json describe(const Group& group, double n_test) {
+  Json runs = Json::array();
+  int64_t diverged = 0, unfinished = 0;
+  const RunRecord *best = nullptr, *worst = nullptr;
+  for (const RunRecord& run : group.runs) {
+    runs.push_back(describe(run));
+    diverged += run.status == "diverged";
+    unfinished += run.status != "diverged" && !is_done(run);
+    if (!is_done(run)) continue;
+    if (!best || run.number("test/acc") > best->number("test/acc")) best = &run;
+    if (!worst || run.number("test/acc") < worst->number("test/acc")) worst = &run;
+  }
+  std::vector<double> rate;
+  for (const RunRecord& run : group.runs)
+    if (const double r = images_per_second(run); std::isfinite(r)) rate.push_back(r);
+  const Spread acc = spread(numbers(group, "test/acc"));
+  Json json = {{"label", group.label}, {"test/acc", describe(acc)}};
+  const auto one = [](const RunRecord* r) {
+    return r ? Json{{"seed", seed_of(*r)}, {"acc", r->number("test/acc")}} : Json(nullptr);
+  };
+  json["best"] = one(best);
+  json["worst"] = one(worst);
+  json["val/acc"] = describe(spread(numbers(group, "val/acc")));
+  json["wall_s"] = describe(spread(numbers(group, "wall_s")));
+  json["img_per_s"] = number(spread(rate).mean);
+  json["diverged"] = diverged;
+  json["unfinished"] = unfinished;
+  if (acc.n > 0 && n_test > 0) {
+    const Interval w = wilson(acc.mean * n_test, n_test);
+    json["floor"] = {
+        {"n_test", n_test}, {"standard_error", binomial_error(acc.mean, n_test)}, {"low", w.low}, {"high", w.high}};
+  }
+  json["runs"] = runs;
+  return json;
+}
+
+// ---- Time to accuracy ----------------------------------------------------------------------------------------------
+
+// The first epoch whose validation accuracy is at least `target`; nullptr: it was never reached.
+const LoggedRow* first_at(const RunRecord& run, double target) {
+  const auto found = std::ranges::find_if(
+      run.rows, [&](const LoggedRow& row) { return row.kind == "epoch" && row["val/acc"] >= target; });
+  return found == run.rows.end() ? nullptr : &*found;
+}
+
+double best_validation(const RunRecord& run) {
+  double best = kNone;
+  for (const LoggedRow& row : run.rows)
+    if (row.kind == "epoch") best = std::fmax(best, row["val/acc"]);
+  return best;
+}
+
+// Whole percents that the worst group's median run reaches, the best one's, and one between them.
+std::vector<double> choose_targets(const std::vector<Group>& groups) {
+  double low = kNone, high = kNone;
+  for (const Group& group : groups) {
+    std::vector<double> best;
+    for (const RunRecord& run : group.runs)
+      if (const double b = best_validation(run); std::isfinite(b)) best.push_back(b);
+    const double m = median(best);
+    low = std::fmin(low, m);
+    high = std::fmax(high, m);
+  }
+  if (std::isnan(low)) return {};
+  const std::set<double> targets = {std::floor(100 * low), std::floor(50 * (low + high)), std::floor(100 * high)};
+  std::vector<double> shares;
+  for (const double t : targets) shares.push_back(t / 100);
+  return shares;
+}
+
+// A run that never got there counts as later than all that did: its group's median stays honest.
+Json time_to(const std::vector<Group>& groups, double target) {
+  Json rows = Json::array();
+  for (const Group& group : groups) {
+    std::vector<double> epochs, seconds;
+    int64_t reached = 0, n = 0;
+    for (const RunRecord& run : group.runs) {
+      if (std::isnan(best_validation(run)) && run.status != "diverged") continue;  // without validation, or just begun
+      ++n;
+      const LoggedRow* at = first_at(run, target);
+      reached += at != nullptr;
+      constexpr double kLater = std::numeric_limits<double>::infinity();
+      epochs.push_back(at ? double(at->epoch) : kLater);
+      seconds.push_back(at ? at->wall_s : kLater);
+    }
+    rows.push_back({{"label", group.label},
+                    {"n", n},
+                    {"reached", reached},
+                    {"epochs", number(median(epochs))},
+                    {"seconds", number(median(seconds))}});
+  }
+  return {{"val/acc", target}, {"groups", rows}};
+}
+
+// ---- Pairs ---------------------------------------------------------------------------------------------------------
+
+std::string in_words(const std::string& a, const std::string& b, const PairedTest& t, double p, int64_t needed) {
+  const Spread& d = t.difference;
+  if (d.n == 0) return fmt::format("{} and {} have no finished seed in common", a, b);
+  const double points = 100 * d.mean;
+  if (d.n == 1)
+    return fmt::format("one seed cannot tell {} from {}: the difference of that pair is {:+.2f} points", a, b, points);
+  const std::string size = fmt::format("{:.2f} ± {:.2f}", std::fabs(points), 100 * d.half);
+  if (p < 0.05)
+    return fmt::format("{} is ahead of {} by {} points over {} pairs", points > 0 ? a : b, points > 0 ? b : a, size,
+                       d.n);
+  std::string text =
+      fmt::format("{} seeds cannot tell {} from {}: {:+.2f} ± {:.2f} points", d.n, a, b, points, 100 * d.half);
+  if (needed > d.n) text += fmt::format("; about {} pairs would be needed to tell a difference of that size", needed);
+  return text;
+}
+
+Json pairs(const std::vector<Group>& groups) {
+  struct Pair {
+    const Group *a, *b;
+    PairedTest test;
+  };
+  std::vector<Pair> all;
+  std::vector<double> p;
+  for (size_t i = 0; i < groups.size(); ++i)
+    for (size_t j = i + 1; j < groups.size(); ++j) {
+      std::map<int64_t, double> of_b;
+      for (const RunRecord& run : groups[j].runs)
+        if (is_done(run)) of_b[seed_of(run)] = run.number("test/acc");
+      std::vector<double> left, right;
+      for (const RunRecord& run : groups[i].runs)
+        if (const auto found = of_b.find(seed_of(run)); is_done(run) && found != of_b.end()) {
+          left.push_back(run.number("test/acc"));
+          right.push_back(found->second);
+        }
+      all.push_back({&groups[i], &groups[j], paired_test(left, right)});
+      p.push_back(all.back().test.p);
+    }
+  const std::vector<double> adjusted = holm(p);
+  const auto tests = double(std::ranges::count_if(p, [](double v) { return !std::isnan(v); }));
+  Json rows = Json::array();
+  for (size_t i = 0; i < all.size(); ++i) {
+    const Spread& d = all[i].test.difference;
+    const int64_t needed = d.n >= 2 ? pairs_needed(d.mean, d.sd, 0.05 / std::max(1.0, tests)) : -1;
+    rows.push_back({{"a", all[i].a->label},
+                    {"b", all[i].b->label},
+                    {"n", d.n},
+                    {"mean", number(d.mean)},
+                    {"sd", number(d.sd)},
+                    {"half", number(d.half)},
+                    {"p", number(p[i])},
+                    {"p_holm", number(adjusted[i])},
+                    {"pairs_needed", needed > 0 ? Json(needed) : Json(nullptr)},
+                    {"words", in_words(all[i].a->label, all[i].b->label, all[i].test, adjusted[i], needed)}});
+  }
+  return rows;
+}
+
+// ---- Config and environment ----------------------------------------------------------------------------------------
+
+Json config_table(const std::vector<Group>& groups) {
+  Json rows = Json::array();
+  for (const KeyValues& k : differing_keys(groups)) rows.push_back({{"key", k.key}, {"values", k.values}});
+  return rows;
+}
+
+// What is the same everywhere, and where runs differ the runs of each value.
+Json environment(const std::vector<Group>& groups) {
+  std::map<std::string, std::map<std::string, std::vector<std::string>>> runs_of;
+  size_t n = 0;
+  for (const Group& group : groups)
+    for (const RunRecord& run : group.runs) {
+      ++n;
+      for (const auto& [key, value] : environment_of(run)) runs_of[key][value].push_back(run.name);
+    }
+  Json same = Json::object(), differs = Json::object();
+  for (const auto& [key, values] : runs_of) {
+    if (values.size() == 1 && values.begin()->second.size() == n)
+      same[key] = values.begin()->first;
+    else
+      for (const auto& [value, runs] : values) differs[key][value] = runs;
+  }
+  return {{"same", same}, {"differs", differs}};
+}
+
+// Test images, where all runs agree on them; NaN else.
+double test_images(const std::vector<Group>& groups) {
+  std::set<int64_t> counts;
+  for (const Group& group : groups)
+    for (const RunRecord& run : group.runs) {
+      const Json n = run.env.value(Json::json_pointer("/data/test/images"), Json());
+      if (n.is_number_integer()) counts.insert(n.get<int64_t>());
+    }
+  return counts.size() == 1 && *counts.begin() > 0 ? double(*counts.begin()) : kNone;
+}
+
+}  // namespace
+
+std::vector<Group> group_runs(std::vector<RunRecord> runs) {
+  std::vector<Group> groups;
+  std::map<std::string, size_t> index;
+  for (RunRecord& run : runs) {
+    const auto [at, is_new] = index.try_emplace(recipe(run.config), groups.size());
+    if (is_new) groups.emplace_back();
+    groups[at->second].runs.push_back(std::move(run));
+  }
+  for (Group& group : groups) std::ranges::stable_sort(group.runs, {}, seed_of);
+  std::vector<std::string> labels = folder_labels(groups);
+  if (groups.size() == 1 && labels[0].empty()) labels[0] = groups[0].runs[0].name;
+  if (!distinct(labels)) labels = key_labels(groups);
+  for (size_t g = 0; g < groups.size(); ++g) groups[g].label = escaped(labels[g]);
+  return groups;
+}
+
+Json compare(const std::vector<Group>& groups, std::vector<double> targets) {
+  if (targets.empty()) targets = choose_targets(groups);
+  const double n_test = test_images(groups);
+  Json json = {{"schema", 1}, {"groups", Json::array()}, {"targets", Json::array()}};
+  for (const Group& group : groups) json["groups"].push_back(describe(group, n_test));
+  for (const double target : targets) json["targets"].push_back(time_to(groups, target));
+  json["pairs"] = pairs(groups);
+  json["n_test"] = number(n_test);
+  json["config"] = config_table(groups);
+  json["environment"] = environment(groups);
+  return json;
+}
+
+// ---- Terminal ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+std::string or_dash(double value, const char* format) {
+  return std::isfinite(value) ? fmt::format(fmt::runtime(format), value) : "-";
+}
+
+// Columns padded to their widest cell; the first is left-justified.
+std::string table(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<size_t> width(rows[0].size());
+  for (const auto& row : rows)
+    for (size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], count_chars(row[c]));
+  std::string text;
+  for (const auto& row : rows) {
+    std::string line;
+    for (size_t c = 0; c < row.size(); ++c) {
+      const std::string space(width[c] - count_chars(row[c]), ' ');
+      line += c == 0 ? row[c] + space : "  " + space + row[c];
+    }
+    text += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
+  }
+  return text;
+}
+
+std::string seed_and_acc(const Json& v) {
+  return v.is_null() ? "-" : fmt::format("{} (s{})", percent(v["acc"]), v["seed"].get<int64_t>());
+}
+
+}  // namespace
+
+std::string duration_text(double seconds) {
+  if (!std::isfinite(seconds)) return "-";
+  if (seconds < 10) return fmt::format("{:.1f}s", seconds);
+  const auto s = int64_t(std::llround(seconds));
+  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
+  return s >= 60 ? fmt::format("{}m{:02}s", s / 60, s % 60) : fmt::format("{}s", s);
+}
+
+std::string comparison_text(const Json& c) {
+  std::vector<const Json*> order;
+  for (const Json& g : c["groups"]) order.push_back(&g);
+  std::ranges::stable_sort(order, std::greater(), [](const Json* g) {
+    const double mean = or_none((*g)["test/acc"]["mean"]);
+    return std::isnan(mean) ? -1 : mean;
+  });
+  std::vector<std::vector<std::string>> rows = {
+      {"", "n", "test acc. %", "95 % interval", "best", "worst", "time", "img/s"}};
+  std::string notes;
+  for (const Json* g : order) {
+    const Json& acc = (*g)["test/acc"];
+    const std::string interval =
+        acc["low"].is_number() ? fmt::format("{} to {}", percent(acc["low"]), percent(acc["high"])) : "-";
+    rows.push_back({(*g)["label"], std::to_string(acc["n"].get<int64_t>()),
+                    or_dash(100 * or_none(acc["mean"]), "{:.2f}"), interval, seed_and_acc((*g)["best"]),
+                    seed_and_acc((*g)["worst"]), duration_text(or_none((*g)["wall_s"]["mean"])),
+                    or_dash(or_none((*g)["img_per_s"]), "{:.0f}")});
+    const auto diverged = (*g)["diverged"].get<int64_t>(), unfinished = (*g)["unfinished"].get<int64_t>();
+    const std::string label = (*g)["label"];
+    if (diverged > 0) notes += fmt::format("{}: {} of {} runs diverged\n", label, diverged, (*g)["runs"].size());
+    if (unfinished > 0)
+      notes += fmt::format("{}: {} of {} runs are not finished\n", label, unfinished, (*g)["runs"].size());
+  }
+  std::string text = table(rows) + notes;
+
+  for (const Json& target : c["targets"]) {
+    rows = {{fmt::format("to {:.0f} % on validation", 100 * or_none(target["val/acc"])), "reached", "epochs", "time"}};
+    for (const Json& g : target["groups"])
+      rows.push_back({g["label"], fmt::format("{} of {}", g["reached"].get<int64_t>(), g["n"].get<int64_t>()),
+                      or_dash(or_none(g["epochs"]), "{:g}"), duration_text(or_none(g["seconds"]))});
+    text += "\n" + table(rows);
+  }
+  if (!c["pairs"].empty()) {
+    text += "\n";
+    for (const Json& pair : c["pairs"]) text += pair["words"].get<std::string>() + "\n";
+  }
+  for (const Json* g : order)
+    if (g->contains("floor")) {
+      const Json& floor = (*g)["floor"];
+      text += fmt::format(
+          "\nSampling floor: at {} % on {:.0f} test images one run's standard error is {:.2f} points (95 %: {} to {} "
+          "%).\n",
+          percent((*g)["test/acc"]["mean"]), floor["n_test"].get<double>(), 100 * floor["standard_error"].get<double>(),
+          percent(floor["low"]), percent(floor["high"]));
+      break;
+    }
+  return text;
+}
+
+// ---- Curves --------------------------------------------------------------------------------------------------------
+
+namespace {
+
+constexpr size_t kFinePoints = 240;  // of a curve by steps
+constexpr size_t kLayerPoints = 60;  // of a layer's curve
+
+// Five digits are more than a screen shows.
+Json short_number(double v) { return std::isfinite(v) ? Json(std::stod(fmt::format("{:.5g}", v))) : Json(nullptr); }
+
+Json short_numbers(const std::vector<double>& values) {
+  Json all = Json::array();
+  for (const double v : values) all.push_back(short_number(v));
+  return all;
+}
+
+double finite_mean(const std::vector<double>& values) {
+  std::vector<double> finite;
+  std::ranges::copy_if(values, std::back_inserter(finite), [](double v) { return std::isfinite(v); });
+  return spread(finite).mean;
+}
+
+// A curve of a group: at each point the mean, the smallest and the largest value and the half width of the 95 %
+// interval, over the runs that have come so far.
+struct Curve {
+  std::vector<double> mean, low, high, half;
+  void add(const std::vector<double>& values) {
+    std::vector<double> finite;
+    std::ranges::copy_if(values, std::back_inserter(finite), [](double v) { return std::isfinite(v); });
+    const Spread s = spread(finite);
+    mean.push_back(s.mean);
+    half.push_back(s.half);
+    low.push_back(finite.empty() ? kNone : *std::ranges::min_element(finite));
+    high.push_back(finite.empty() ? kNone : *std::ranges::max_element(finite));
+  }
+  Json json(bool several) const {
+    if (std::ranges::all_of(mean, [](double v) { return std::isnan(v); })) return nullptr;
+    Json all = {{"mean", short_numbers(mean)}};
+    if (!several) return all;
+    all["low"] = short_numbers(low);
+    all["high"] = short_numbers(high);
+    all["half"] = short_numbers(half);
+    return all;
+  }
+};
+
+using RowsOfRun = std::vector<const LoggedRow*>;
+
+std::vector<RowsOfRun> rows_of_kind(const Group& group, const char* kind) {
+  std::vector<RowsOfRun> all;
+  for (const RunRecord& run : group.runs) {
+    RowsOfRun rows;
+    for (const LoggedRow& row : run.rows)
+      if (row.kind == kind) rows.push_back(&row);
+    all.push_back(std::move(rows));
+  }
+  return all;
+}
+
+size_t longest(const std::vector<RowsOfRun>& runs) {
+  size_t n = 0;
+  for (const RowsOfRun& rows : runs) n = std::max(n, rows.size());
+  return n;
+}
+
+double value_of(const LoggedRow& row, const std::string& metric) {
+  if (metric == "gap") return row["train/acc"] - row["val/acc"];
+  return metric == "img_per_s" ? (row.img_per_s > 0 ? row.img_per_s : kNone) : row[metric];
+}
+
+// The x of the i-th rows in the three units: epochs, steps, and the mean of the seconds at which the runs came there.
+struct Axis {
+  std::vector<double> epoch, step, seconds;
+  void add(const std::vector<RowsOfRun>& runs, size_t i, double steps_per_epoch) {
+    std::vector<double> wall;
+    double s = kNone;
+    for (const RowsOfRun& rows : runs)
+      if (i < rows.size()) {
+        s = double(rows[i]->step);
+        wall.push_back(rows[i]->wall_s);
+      }
+    step.push_back(s);
+    epoch.push_back(s / steps_per_epoch);
+    seconds.push_back(finite_mean(wall));
+  }
+  Json json() const { return {{"epoch", short_numbers(epoch)}, {"step", step}, {"seconds", short_numbers(seconds)}}; }
+};
+
+Json by_epoch(const Group& group, const std::vector<RowsOfRun>& runs, double steps_per_epoch) {
+  Axis axis;
+  const size_t n = longest(runs);
+  for (size_t i = 0; i < n; ++i) axis.add(runs, i, steps_per_epoch);
+  Json metrics = Json::object(), seeds = Json::object();
+  for (const char* metric : {"val/acc", "val/loss", "train/acc", "train/loss", "gap", "img_per_s"}) {
+    Curve curve;
+    Json each = Json::array();
+    for (const RowsOfRun& rows : runs) {
+      std::vector<double> values;
+      for (const LoggedRow* row : rows) values.push_back(value_of(*row, metric));
+      each.push_back(short_numbers(values));
+    }
+    for (size_t i = 0; i < n; ++i) {
+      std::vector<double> values;
+      for (const RowsOfRun& rows : runs)
+        if (i < rows.size()) values.push_back(value_of(*rows[i], metric));
+      curve.add(values);
+    }
+    metrics[metric] = curve.json(group.runs.size() > 1);
+    if (group.runs.size() > 1) seeds[metric] = each;
+  }
+  return {{"x", axis.json()}, {"metrics", metrics}, {"seeds", seeds}};
+}
+
+// Of the rows between epochs, at most kFinePoints: one is the mean of the rows up to it.
+Json by_step(const Group& group, double steps_per_epoch) {
+  const std::vector<RowsOfRun> runs = rows_of_kind(group, "step");
+  const size_t n = longest(runs), stride = (n + kFinePoints - 1) / kFinePoints;
+  Axis axis;
+  std::map<std::string, Curve> metrics;
+  for (size_t end = std::min(n, std::max<size_t>(1, stride)); n > 0 && end <= n; end += stride) {
+    axis.add(runs, end - 1, steps_per_epoch);
+    for (const char* metric : {"train/loss", "lr", "grad_norm"}) {
+      std::vector<double> values;
+      for (const RowsOfRun& rows : runs) {
+        if (end > rows.size()) continue;
+        std::vector<double> part;
+        for (size_t i = end - stride; i < end; ++i) part.push_back((*rows[i])[metric]);
+        values.push_back(finite_mean(part));
+      }
+      metrics[metric].add(values);
+    }
+  }
+  Json json = {{"x", axis.json()}, {"metrics", Json::object()}};
+  for (const auto& [name, curve] : metrics) json["metrics"][name] = curve.json(group.runs.size() > 1);
+  return json;
+}
+
+// Mean over the runs of each layer's update ratio, at most kLayerPoints epochs.
+Json layers(const std::vector<RowsOfRun>& runs, double steps_per_epoch) {
+  const std::string prefix = "update_ratio/";
+  const size_t n = longest(runs), stride = (n + kLayerPoints - 1) / kLayerPoints;
+  Json json = {{"x", nullptr}, {"layers", Json::object()}};
+  if (n == 0 || stride == 0) return json;
+  const auto longest_run = std::ranges::find_if(runs, [&](const RowsOfRun& rows) { return rows.size() == n; });
+  Axis axis;
+  std::vector<size_t> points;
+  for (size_t i = 0; i < n; i += stride) points.push_back(i);
+  for (const size_t i : points) axis.add(runs, i, steps_per_epoch);
+  json["x"] = axis.json();
+  for (const auto& [name, value] : longest_run->front()->values) {
+    if (!name.starts_with(prefix)) continue;
+    std::vector<double> means;
+    for (const size_t i : points) {
+      std::vector<double> values;
+      for (const RowsOfRun& rows : runs)
+        if (i < rows.size()) values.push_back((*rows[i])[name]);
+      means.push_back(finite_mean(values));
+    }
+    json["layers"][name.substr(prefix.size())] = short_numbers(means);
+  }
+  return json;
+}
+
+}  // namespace
+
+Json curves(const std::vector<Group>& groups) {
+  Json all = Json::array();
+  for (const Group& group : groups) {
+    const std::vector<RowsOfRun> epochs = rows_of_kind(group, "epoch");
+    double steps_per_epoch = kNone;
+    for (const RowsOfRun& rows : epochs)
+      if (!rows.empty()) steps_per_epoch = double(rows[0]->step) / double(rows[0]->epoch);
+    std::vector<int64_t> seeds;
+    for (const RunRecord& run : group.runs) seeds.push_back(seed_of(run));
+    all.push_back({{"label", group.label},
+                   {"seeds", seeds},
+                   {"epochs", by_epoch(group, epochs, steps_per_epoch)},
+                   {"steps", by_step(group, steps_per_epoch)},
+                   {"update_ratio", layers(epochs, steps_per_epoch)}});
+  }
+  return all;
+}
+
+}  // namespace linnet
