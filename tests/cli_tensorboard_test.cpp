@@ -73,6 +73,9 @@ TEST_F(TensorBoardFiles, HoldTheRunsNumbers) {
     for (const pb::Summary::Value& v : e.summary().value()) {
       ++count[v.tag()];
       if (v.tag() == "config") linnet::expect_has(v.tensor().string_val(0), "name = \"convnet\"");
+      if (v.has_image()) {
+        EXPECT_EQ(v.image().encoded_image_string().substr(1, 3), "PNG") << v.tag();
+      }
       if (!v.has_histo()) continue;
       double sum = 0;
       for (const double b : v.histo().bucket()) sum += b;
@@ -86,6 +89,8 @@ TEST_F(TensorBoardFiles, HoldTheRunsNumbers) {
   EXPECT_EQ(count["test/acc"], 1);
   EXPECT_EQ(count["weights/conv1.weight"], 2);
   EXPECT_EQ(count["gradients/conv1.weight"], 2);
+  EXPECT_EQ(count["samples"], 1);
+  EXPECT_EQ(count["confusion"], 1);
   EXPECT_EQ(count["_hparams_/session_start_info"], 1);
   EXPECT_EQ(count["_hparams_/session_end_info"], 1);
 }

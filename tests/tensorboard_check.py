@@ -32,6 +32,7 @@ tags = events.Tags()
 assert any(t.startswith("weights/") for t in tags["histograms"]), tags
 for tag in tags["histograms"]:
     assert all(e.histogram_value.num > 0 for e in events.Histograms(tag)), tag
+assert {"samples", "confusion"} <= set(tags["images"]), tags
 assert "config" in tags["tensors"], tags
 start = plugin_data_pb2.HParamsPluginData.FromString(
     events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)

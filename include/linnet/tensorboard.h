@@ -4,6 +4,7 @@
 #include <fstream>
 #include <span>
 
+#include "linnet/dataset.h"
 #include "linnet/trainer.h"
 
 namespace linnet::tensorboard {
@@ -21,10 +22,14 @@ class TensorBoard : public Observer {
   TensorBoard(const std::filesystem::path& run, const Trainer&);
   void on_row(const Row&) override;
   void on_boundary(Trainer&, bool epoch_done) override;
-  // A picture of height x width pixels as PNG.
-  void image(const std::string& tag, int64_t step, int height, int width, const std::string& png);
+  // The first images of a data set, in rows of four, as one picture.
+  void add_samples(const Images&);
+  // The confusion matrix as a picture: a row is a label, and the darker a cell, the more of its images were called
+  // that.
+  void add_confusion(const std::vector<Prediction>&, int classes, int64_t step);
 
  private:
+  void add_image(const std::string& tag, int64_t step, int height, int width, int channels, const uint8_t* pixels);
   void start_from(int64_t step);
   void write(tensorboard::Event&, int64_t step);
 

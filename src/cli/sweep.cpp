@@ -204,6 +204,7 @@ void require_same_settings(const Run& run, const Config& there) {
   std::string changes;
   for (const ConfigChange& c : recipe_differences(there, run.config)) {
     if (run.config.data.mean.empty() && (c.key == "data.mean" || c.key == "data.std")) continue;  // measured since
+    if (c.key == "train.precision" && run.config.train.precision == "auto") continue;             // chosen since
     changes +=
         fmt::format("\n  {}: {} there, {} now", c.key, c.from.empty() ? "none" : c.from, c.to.empty() ? "none" : c.to);
   }

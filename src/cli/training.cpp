@@ -159,7 +159,10 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
   Outcome outcome;
   std::string reason;
   try {
-    if (config.log.tensorboard) observers.push_back(&tensorboard.emplace(run.dir(), trainer));
+    if (config.log.tensorboard) {
+      observers.push_back(&tensorboard.emplace(run.dir(), trainer));
+      if (trainer.global_step() == 0) tensorboard->add_samples(at.data.train);
+    }
     outcome = trainer.run(observers, [&] { return caught != 0 || out_of_time() || warnings.fatal(); });
     if (trace) trace->write();
     if (warnings.fatal()) {
@@ -173,6 +176,8 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
     } else {
       checkpoints.wait();
       run.finish("done", trainer);
+      if (tensorboard)
+        tensorboard->add_confusion(trainer.test_predictions(), at.data.train.classes, trainer.global_step() + 1);
     }
   } catch (const std::exception& e) {
     console.clear();

@@ -197,15 +197,44 @@ void TensorBoard::on_boundary(Trainer& trainer, bool epoch_done) {
   write(event, trainer.global_step());
 }
 
-void TensorBoard::image(const std::string& tag, int64_t step, int height, int width, const std::string& png) {
+void TensorBoard::add_image(const std::string& tag, int64_t step, int height, int width, int channels,
+                            const uint8_t* pixels) {
   pb::Event event;
   pb::Summary::Value& value = *event.mutable_summary()->add_value();
   value.set_tag(tag);
   value.mutable_image()->set_height(height);
   value.mutable_image()->set_width(width);
-  value.mutable_image()->set_colorspace(3);
-  value.mutable_image()->set_encoded_image_string(png);
+  value.mutable_image()->set_colorspace(channels);
+  value.mutable_image()->set_encoded_image_string(to_png(pixels, height, width, channels));
   write(event, step);
+}
+
+void TensorBoard::add_samples(const Images& images) {
+  constexpr int kSide = 4;
+  const size_t row = size_t(images.width) * size_t(images.channels), wide = kSide * row;
+  std::vector<uint8_t> grid(wide * size_t(images.height) * kSide);
+  for (int64_t n = 0; n < std::min<int64_t>(kSide * kSide, images.size()); ++n)
+    for (int y = 0; y < images.height; ++y)
+      std::copy_n(images.pixels.data() + n * images.image_bytes() + y * int64_t(row), row,
+                  grid.data() + size_t(n / kSide * images.height + y) * wide + size_t(n % kSide) * row);
+  add_image("samples", 0, kSide * images.height, kSide * images.width, images.channels, grid.data());
+}
+
+void TensorBoard::add_confusion(const std::vector<Prediction>& predictions, int classes, int64_t step) {
+  const auto c = size_t(classes);
+  std::vector<double> counts(c * c), of_label(c);
+  for (const Prediction& p : predictions) {
+    ++counts[size_t(p.label) * c + size_t(p.predicted)];
+    ++of_label[size_t(p.label)];
+  }
+  const size_t cell = std::max<size_t>(1, 200 / c), side = cell * c;  // in pixels
+  std::vector<uint8_t> grey(side * side);
+  for (size_t y = 0; y < side; ++y)
+    for (size_t x = 0; x < side; ++x) {
+      const size_t label = y / cell;
+      grey[y * side + x] = uint8_t(255 - 255 * counts[label * c + x / cell] / std::max(1.0, of_label[label]));
+    }
+  add_image("confusion", step, int(side), int(side), 1, grey.data());
 }
 
 }  // namespace linnet
