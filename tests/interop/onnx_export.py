@@ -18,7 +18,7 @@ def train(exe, folder, model, extra=""):
     config = folder / f"{model}.toml"
     config.write_text(f"[model]\nname = '{model}'\n{extra}[data]\nname = 'folder'\npath = '{folder / 'data'}'\nval_share = 0\n"
                       f"mean = {list(common.MEAN)}\nstd = {list(common.STD)}\n"
-                      "[train]\nepochs = 20\nbatch_size = 10\n[augment]\ncrop_pad = 0\nflip = 'none'\n[optimizer]\nname = 'sgd'\nlr = 0.02\nmomentum = 0.9\n")
+                      "[train]\nepochs = 20\nprecision = 'f32'\nbatch_size = 10\n[augment]\ncrop_pad = 0\nflip = 'none'\n[optimizer]\nname = 'sgd'\nlr = 0.02\nmomentum = 0.9\n")
     run = folder / f"run-{model}-{len(extra)}"
     common.linnet(exe, "train", config, "-o", run)
     return run
