@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <regex>
 #include <set>
 
 #include "linnet/text.h"
@@ -29,10 +28,22 @@ std::string percent(double share) { return fmt::format("{:.2f}", 100 * share); }
 // ---- Labels --------------------------------------------------------------------------------------------------------
 
 // "adamw" of "adamw_s3", "resnet20_sgd" of "2026-01-31_120000_resnet20_sgd_s0-2"; empty where there is no such end.
-std::string stem(const std::string& folder) {
-  static const std::regex form(R"(^(?:\d{4}-\d\d-\d\d_\d{6}_)?(.+)_s\d+(?:-\d+)?$)");
-  std::smatch found;
-  return std::regex_match(folder, found, form) ? found[1].str() : "";
+std::string stem(std::string_view folder) {
+  const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
+  const auto cut_number = [&](std::string_view mark) {  // and the mark before it
+    const auto digits = size_t(std::ranges::find_if_not(folder.rbegin(), folder.rend(), is_digit) - folder.rbegin());
+    const std::string_view before = folder.substr(0, folder.size() - digits);
+    if (digits == 0 || !before.ends_with(mark)) return false;
+    folder = before.substr(0, before.size() - mark.size());
+    return true;
+  };
+  cut_number("-");
+  if (!cut_number("_s")) return "";
+  constexpr std::string_view kTime = "0000-00-00_000000_";
+  const auto fits = [&](char c, char form) { return form == '0' ? is_digit(c) : c == form; };
+  if (folder.size() > kTime.size() && std::ranges::equal(folder.substr(0, kTime.size()), kTime, fits))
+    folder.remove_prefix(kTime.size());
+  return std::string(folder);
 }
 
 // Whether all are different, and there are some.
