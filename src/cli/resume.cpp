@@ -29,7 +29,7 @@ int resume(const std::string& target, const TrainingOptions& o) {
   const fs::path dir = target;
   if (!fs::exists(dir / "config.toml"))
     fail(Exit::usage, "there is no run in {}: expected a folder with a config.toml", target);
-  InputFile(dir / "config.toml", Exit::usage);  // a pipe would be waited for
+  const InputFile regular(dir / "config.toml", Exit::usage);  // a pipe would be waited for
   Config then = load_config(dir / "config.toml"), config = load_config(dir / "config.toml", o.overrides());
   for (Config* c : {&then, &config})
     if (c->train.precision == "auto") c->train.precision = "f32";  // of a Linnet that knew nothing else

@@ -85,7 +85,7 @@ std::vector<KeyValues> differing_keys(const std::vector<Group>& groups) {
 // As few keys as tell the groups apart, the names of optimizers and models first and by themselves.
 std::vector<std::string> key_labels(const std::vector<Group>& groups) {
   std::vector<KeyValues> keys = differing_keys(groups);
-  std::ranges::stable_partition(keys, [](const KeyValues& k) { return k.key.ends_with(".name"); });
+  std::stable_partition(keys.begin(), keys.end(), [](const KeyValues& k) { return k.key.ends_with(".name"); });
   std::vector<std::string> labels(groups.size());
   for (const KeyValues& k : keys) {
     if (distinct(labels)) break;
