@@ -77,8 +77,12 @@ TEST(PairedSeeds, EveryOptimizerGetsTheSameInitBatchesAndCrops) {
   EXPECT_NE(batches(run)[0], seen[0]);
 }
 
-TEST(Predictions, AreThoseThatTheTestAccuracyCounts) {
-  TinyRun run(tiny_config("mlp"));
+class Predictions : public testing::TestWithParam<const char*> {};
+
+TEST_P(Predictions, AreThoseThatTheTestAccuracyCounts) {
+  Config config = tiny_config("convnet");
+  config.train.precision = GetParam();
+  TinyRun run(config);
   EXPECT_TRUE(run.trainer.test_predictions().empty());
   ASSERT_EQ(run.run(), Outcome::done);
   const auto& all = run.trainer.test_predictions();
@@ -95,6 +99,8 @@ TEST(Predictions, AreThoseThatTheTestAccuracyCounts) {
   EXPECT_DOUBLE_EQ(right / double(all.size()), run.last("test")["test/acc"]);
   EXPECT_LE(log_loss_of_right / double(all.size()), run.last("test")["test/loss"] + 1e-6);
 }
+
+INSTANTIATE_TEST_SUITE_P(Precisions, Predictions, testing::Values("f32", "bf16"));
 
 // Weights before and after the last step of each epoch, by a second look from outside.
 struct LastSteps : Observer {

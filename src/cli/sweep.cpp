@@ -264,10 +264,12 @@ double seconds_per_epoch(const Config& config, int threads, const RunData& data)
 // Fills `seconds` of the runs that are left. Finished runs of the same recipe are the best measure there is.
 void estimate(std::vector<Run>& runs, int threads) {
   std::map<std::string, std::vector<double>> finished;  // by recipe
-  for (const Run& run : runs)
-    if (run.state == State::done)
-      if (const double s = read_run_summary(run.dir).number("wall_s"); s > 0)
-        finished[recipe(load_config(run.dir / "config.toml"))].push_back(s);
+  for (const Run& run : runs) {
+    if (run.state != State::done) continue;
+    Config there = load_config(run.dir / "config.toml");
+    there.train.precision = run.config.train.precision;  // "auto" was resolved there
+    if (const double s = read_run_summary(run.dir).number("wall_s"); s > 0) finished[recipe(there)].push_back(s);
+  }
   std::map<std::string, double> epoch_of, whole;
   std::string data_key;
   Config data_config;  // with what was measured on its images
