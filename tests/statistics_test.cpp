@@ -10,7 +10,10 @@
 namespace linnet {
 namespace {
 
-Json golden() { return read_json("tests/golden/statistics.json", Exit::failure); }
+const Json& golden() {
+  static const Json all = read_json("tests/golden/statistics.json", Exit::failure);
+  return all;
+}
 
 void expect_near(double got, double want, const std::string& what) {
   EXPECT_TRUE(std::fabs(got - want) <= 1e-9 * std::max(1.0, std::fabs(want)) && std::isfinite(got))
