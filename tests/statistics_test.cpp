@@ -65,7 +65,7 @@ TEST(Statistics, HolmsCorrectionIsStatsmodels) {
   }
 }
 
-TEST(Statistics, PairsNeededAreStatsmodels) {
+TEST(Statistics, PairsNeededHaveThePower) {
   for (const Json& c : golden()["pairs_needed"])
     EXPECT_EQ(pairs_needed(c["mean"], c["sd"], c["alpha"], c["power"]), c["n"].get<int64_t>()) << c;
   EXPECT_EQ(pairs_needed(0, 0.1), -1);
