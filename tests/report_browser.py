@@ -90,7 +90,11 @@ def look_at(page, name, groups, seeds):
     size = page.stat().st_size
     expect(size < 5e6, f"{name}: the file has {size} bytes")
     browser = open_page(page, 1200)
-    load = browser.execute_script("const t = performance.getEntriesByType('navigation')[0]; return t.loadEventEnd - t.startTime")
+    loads = []
+    for _ in range(3):  # the first page that a browser opens also waits for the browser; other jobs may disturb one
+        browser.refresh()
+        loads.append(browser.execute_script("const t = performance.getEntriesByType('navigation')[0]; return t.loadEventEnd - t.startTime"))
+    load = min(loads)
     expect(0 < load < 2000 * float(sys.argv[4] if len(sys.argv) > 4 else 1), f"{name}: it took {load:.0f} ms to open")
     canvases = browser.execute_script(CANVASES)
     expect({c["id"] for c in canvases} == {"val-acc", "val-loss", "train-acc", "train-loss", "gap", "lr", "grad-norm", "img-per-s", "update-ratio"},
