@@ -359,7 +359,8 @@ TEST_F(BadInput, Eval) {
   ASSERT_EQ(linnet({"train", config(), "--epochs", "1", "--out", out()}).code, 0);
   expect_refused({"eval", out(), "--std", "0.2,0,0.2"}, 2, {"--std expects finite numbers above 0"});
   expect_refused({"eval", out(), "--mean", "nan,0,0"}, 2, {"--mean expects finite numbers"});
-  expect_refused({"eval", out(), "--data", "/nowhere"}, 2, {"--data says where the data lie, but synthetic ones are made"});
+  expect_refused({"eval", out(), "--data", "/nowhere"}, 2,
+                 {"--data says where the data lie, but synthetic ones are made"});
   expect_refused({"eval", out(), "--mean", "0.5,0.5"}, 2, {"need one number for each of the 3 channels"});
   expect_refused({"eval", out(), "--batch-size", "0"}, 2, {"--batch-size", "1", "65536"});
   expect_refused({"eval", out(), "--model", "mlp"}, 4, {"checkpoint 3 of", "'fc1.weight' is missing"});
