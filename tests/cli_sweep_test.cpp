@@ -24,7 +24,7 @@ class SweepTest : public testing::Test {
         << "[model]\nname = \"mlp\"\n[data]\nname = \"synthetic\"\nsamples = 120\n"
         << "image_size = 16\nval = 24\n[optimizer]\nname = \"sgd\"\n"
         << optimizer << "\n[schedule]\nname = \"cosine\"\n[train]\nepochs = " << epochs
-        << "\nbatch_size = 32\n[log]\ninterval = 1\n"
+        << "\nbatch_size = 32\n[log]\ninterval = 1\ntensorboard = false\n"
         << "[checkpoint]\nepochs = " << std::max(1, epochs / 10) << "\n";
   }
   std::string at(const std::string& name) const { return "'" + (dir_ / name).string() + "'"; }
@@ -161,7 +161,7 @@ TEST_F(SweepTest, ARunThatDivergesIsAResult) {
 }
 
 TEST_F(SweepTest, ASignalSavesTheRunsAndTheSameCommandGoesOn) {
-  config("long", "lr = 0.01", 400);
+  config("long", "lr = 0.01", 200);
   const Ended stopped = shell(std::string("$LINNET sweep long.toml plain.toml --jobs 1 --out out & p=$!; ") +
                               kWaitForCheckpoint + "kill -TERM $p; wait $p");
   EXPECT_EQ(stopped.code, 143) << stopped.out;
