@@ -15,10 +15,11 @@ struct Print : linnet::Observer {
 int main() {
   linnet::Config config;
   config.model.name = "resnet20";
-  config.data = {.name = "synthetic", .val = 200, .samples = 2000, .image_size = 16};
-  config.optimizer = {.name = "sgd", .lr = 0.1, .momentum = 0.9, .weight_decay = 1e-4};
+  config.data = {.name = "synthetic", .val = 400, .samples = 4000, .image_size = 24};
+  config.optimizer = {.name = "sgd", .lr = 0.1, .momentum = 0.9};
   config.schedule.name = "cosine";
-  config.train.epochs = 4;
+  config.augment.crop_pad = 2;
+  config.train.epochs = 6;
   config.train.batch_size = 50;
 
   const auto backend = linnet::make_backend("auto");
