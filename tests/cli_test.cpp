@@ -326,8 +326,9 @@ TEST_F(BadInput, TwoRunsInOneFolder) {
     for (int i = 0; i < 4; ++i) runs.push_back(start({"train", config(), "--epochs", "1", "--out", out()}));
     int done = 0;
     for (const pid_t run : runs) {
-      const int code = wait(run).code;
-      EXPECT_TRUE(code == 0 || code == 2 || code == 7) << code;
+      const Ended ended = wait(run);
+      const int code = ended.code;
+      EXPECT_TRUE(code == 0 || code == 2 || code == 7) << code << ended.err;
       done += code == 0;
     }
     EXPECT_EQ(done, 1);
