@@ -39,9 +39,8 @@ inline void expect_has(const std::string& text, const std::string& part) {
   EXPECT_NE(text.find(part), text.npos) << "no '" << part << "' in:\n" << text;
 }
 
-// `linnet ARGUMENTS`, quoted as a shell takes them.
-inline Ended run_in_shell(const std::string& arguments) {
-  const std::string command = "'" + std::filesystem::absolute(LINNET_EXE).string() + "' " + arguments + " 2>&1";
+// A shell's command; what it writes to stdout.
+inline Ended shell_output(const std::string& command) {
   FILE* pipe = popen(command.c_str(), "r");
   Ended ended{-1, "", ""};
   char buffer[4096];
@@ -49,6 +48,11 @@ inline Ended run_in_shell(const std::string& arguments) {
   const int status = pclose(pipe);
   if (WIFEXITED(status)) ended.code = WEXITSTATUS(status);
   return ended;
+}
+
+// `linnet ARGUMENTS`, quoted as a shell takes them.
+inline Ended run_in_shell(const std::string& arguments) {
+  return shell_output("'" + std::filesystem::absolute(LINNET_EXE).string() + "' " + arguments + " 2>&1");
 }
 
 }  // namespace linnet

@@ -34,15 +34,8 @@ class SweepTest : public testing::Test {
 
   // stdout and stderr of a shell's lines, with $LINNET as the program.
   Ended shell(const std::string& lines) {
-    const std::string command =
-        "exec 2>&1; LINNET='" + fs::absolute(LINNET_EXE).string() + "'; cd '" + dir_.path().string() + "'; " + lines;
-    FILE* pipe = popen(command.c_str(), "r");
-    Ended ended{-1, "", ""};
-    char buffer[4096];
-    for (size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;) ended.out.append(buffer, n);
-    const int status = pclose(pipe);
-    if (WIFEXITED(status)) ended.code = WEXITSTATUS(status);
-    return ended;
+    return shell_output("exec 2>&1; LINNET='" + fs::absolute(LINNET_EXE).string() + "'; cd '" + dir_.path().string() +
+                        "'; " + lines);
   }
 
   TempDir dir_;

@@ -104,11 +104,7 @@ TEST(Completion, BashTakesTheScript) {
       "bash -c 'PATH=" + exe.substr(0, exe.rfind('/')) +
       ":$PATH; source <(linnet completion bash); COMP_LINE=\"linnet train --set optimizer.name=adamw\"; "
       "COMP_POINT=${#COMP_LINE}; _linnet; echo \"${COMPREPLY[@]}\"' 2>&1";
-  FILE* pipe = popen(ask.c_str(), "r");
-  char buffer[256] = {};
-  const size_t n = fread(buffer, 1, sizeof buffer - 1, pipe);
-  pclose(pipe);
-  EXPECT_EQ(std::string(buffer, n), "adamw\n");
+  EXPECT_EQ(linnet::shell_output(ask).out, "adamw\n");
 }
 
 TEST(Completion, EveryShellHasAScript) {

@@ -94,6 +94,7 @@ class RunFolder : public Observer {
   void save(Trainer&);
   void save_predictions(const std::vector<Prediction>&);
   void write_summary();
+  double wall_s() const;  // trained so far, in all sittings
 
   std::filesystem::path dir_;
   std::unique_ptr<RunLock> lock_;

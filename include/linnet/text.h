@@ -37,6 +37,12 @@ size_t offset_of(std::string_view text, size_t line, size_t column);
 //        | ^^^^^^^^
 std::string excerpt(std::string_view label, std::string_view line, size_t column, size_t width);
 
+// For HTML and XML, in text and in quoted attributes.
+std::string escaped_markup(std::string_view text);
+
+// "3.2s", "1m02s", "2h05m"; "-" for what is not finite.
+std::string duration_text(double seconds);
+
 // RFC 4648, with padding.
 std::string base64(std::string_view bytes);
 

@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "linnet/text.h"
+
 namespace linnet {
 
 namespace {
@@ -45,12 +47,6 @@ void tell(const std::string& text) {
   std::fflush(stderr);
 }
 
-std::string duration(double seconds) {
-  const auto s = int64_t(std::lround(seconds));
-  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
-  return s >= 60 ? fmt::format("{}m{:02}s", s / 60, s % 60) : fmt::format("{}s", s);
-}
-
 bool can_redraw() {
   const char *term = std::getenv("TERM"), *ci = std::getenv("CI");
   return isatty(STDERR_FILENO) && !(term && std::string_view(term) == "dumb") && !(ci && *ci);
@@ -74,8 +70,8 @@ void Console::clear() {
 
 std::string Console::eta(int64_t step) const {
   const double elapsed = std::chrono::duration<double>(Clock::now() - started_).count();
-  return duration(elapsed / double(std::max<int64_t>(1, step - first_step_)) *
-                  double(epochs_ * steps_per_epoch_ - step));
+  return duration_text(elapsed / double(std::max<int64_t>(1, step - first_step_)) *
+                       double(epochs_ * steps_per_epoch_ - step));
 }
 
 void Console::on_step(int64_t step, int64_t epoch) {

@@ -11,9 +11,6 @@ namespace linnet {
 // Writes to stderr. That nobody listens any more is no reason to end a run: errors are passed over.
 void tell(const std::string& text);
 
-// "1h05m", "3m20s", "7s".
-std::string duration(double seconds);
-
 // Whether stderr is a terminal on which a line can be drawn anew.
 bool can_redraw();
 

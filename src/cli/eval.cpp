@@ -2,11 +2,11 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "cli.h"
 #include "console.h"
 #include "linnet/calibration.h"
 #include "linnet/trained.h"
 #include "linnet/weights.h"
+#include "trained_options.h"
 
 namespace linnet {
 
@@ -14,10 +14,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Options {
-  std::vector<std::string> set;
-  std::string target, model, data, device = "auto", split = "test", logits;
-  std::vector<double> mean, std;
+struct Options : TrainedOptions {
+  std::string target, data, device = "auto", split = "test", logits;
   int64_t batch_size = 0;
   std::string tta = "none";
   bool json = false, calibrate = false;
@@ -39,7 +37,7 @@ int evaluate(const Options& o) {
   const bool is_run = fs::is_directory(o.target);
   if (o.calibrate && !is_run)
     fail(Exit::usage, "--calibrate stores the temperature in a run's folder, and {} is none", o.target);
-  Trained trained = open_trained(o.target, {o.set, o.model, o.mean, o.std});
+  Trained trained = open_trained(o.target, o);
   Config& config = trained.config;
   const SafeTensors& weights = trained.weights;
   if (!o.calibrate)
@@ -109,14 +107,9 @@ void add_eval(CLI::App& app, Command& command) {
                                       "  linnet eval net.safetensors --model resnet20 --mean 0.491,0.482,0.447 "
                                       "--std 0.247,0.243,0.262\n"
                                       "  linnet eval runs/NAME --calibrate");
-  verb->add_option("target", options->target, "run folder, or .safetensors file")->required();
-  verb->add_option("--model", options->model, "model of a weights file");
-  verb->add_option("-s,--set", options->set, "override a key, e.g. --set model.shortcut=B (may be repeated)")
-      ->allow_extra_args(false);
+  add_trained_options(*verb, options->target, *options);
   verb->add_option("--data", options->data, "where the data lie: the same as --set data.path=");
   verb->add_option("--split", options->split, "test, val or train")->check(CLI::IsMember({"test", "val", "train"}));
-  verb->add_option("--mean", options->mean, "per-channel mean of pixel/255")->delimiter(',');
-  verb->add_option("--std", options->std, "per-channel standard deviation of pixel/255")->delimiter(',');
   verb->add_option("--device", options->device, "auto, cpu or cuda");
   verb->add_option("--tta", options->tta, "beside the plain result, that of the mean over views: flip or flip_shift")
       ->check(CLI::IsMember({"none", "flip", "flip_shift"}));

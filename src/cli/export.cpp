@@ -1,8 +1,8 @@
 // linnet export RUN|WEIGHTS -o model.onnx
-#include "cli.h"
 #include "console.h"
 #include "linnet/onnx.h"
 #include "src/core/file.h"
+#include "trained_options.h"
 
 namespace linnet {
 
@@ -33,17 +33,11 @@ void add_export(CLI::App& app, Command& command) {
                                       "Write a trained net as an ONNX model.\n\n"
                                       "  linnet export runs/NAME -o model.onnx --normalise --fold-bn\n"
                                       "  linnet export net.safetensors --model resnet20 -o model.onnx");
-  verb->add_option("target", o->target, "run folder, or .safetensors file")->required();
+  add_trained_options(*verb, o->target, *o);
+  add_size_option(*verb, *o);
   verb->add_option("-o,--out", o->out, "the model; must not exist")->required();
   verb->add_flag("--normalise", o->onnx.normalise, "the model takes pixel/255 and subtracts mean and deviation itself");
   verb->add_flag("--fold-bn", o->onnx.fold_bn, "batch norm becomes part of the convolutions");
-  verb->add_option("--model", o->model, "model of a weights file");
-  verb->add_option("--mean", o->mean, "per-channel mean of pixel/255")->delimiter(',');
-  verb->add_option("--std", o->std, "per-channel standard deviation of pixel/255")->delimiter(',');
-  verb->add_option("--size", o->size, "height and width that a weights file's net takes, pixels")
-      ->check(CLI::Range(4, 224));
-  verb->add_option("-s,--set", o->set, "override a key, e.g. --set model.shortcut=B (may be repeated)")
-      ->allow_extra_args(false);
   verb->callback([o, &command] { command = [o] { return write_model(*o); }; });
 }
 

@@ -11,23 +11,6 @@ namespace linnet {
 
 namespace {
 
-std::string html(const std::string& text) {
-  std::string out;
-  for (const char c : escaped(text, 1000)) {
-    if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else if (c == '&')
-      out += "&amp;";
-    else if (c == '"')
-      out += "&quot;";
-    else
-      out += c;
-  }
-  return out;
-}
-
 std::string image_tag(const std::vector<uint8_t>& rgb, int size, const std::string& what) {
   return fmt::format("<figure><img src=\"data:image/png;base64,{}\" alt=\"{}\"><figcaption>{}</figcaption></figure>\n",
                      base64(to_png(rgb.data(), size, size, 3)), what, what);
@@ -57,13 +40,14 @@ std::vector<uint8_t> heat(const std::vector<uint8_t>& rgb, const std::vector<flo
 
 void PicturePage::add(const Entry& e, int size, int channels) {
   const std::vector<uint8_t> rgb = in_colour(e.pixels, channels);
-  body_ += fmt::format("<section>\n<h2>{}</h2>\n{}", html(e.name), image_tag(rgb, size, "as the net saw it"));
+  body_ += fmt::format("<section>\n<h2>{}</h2>\n{}", escaped_markup(escaped(e.name, 1000)),
+                       image_tag(rgb, size, "as the net saw it"));
   body_ += image_tag(heat(rgb, e.saliency.gradient_input), size, "gradient &times; input");
   if (!e.saliency.grad_cam.empty()) body_ += image_tag(heat(rgb, e.saliency.grad_cam), size, "Grad-CAM");
   body_ += "<table>\n";
   for (const auto& [label, p] : e.top)
     body_ += fmt::format("<tr><td>{}</td><td><meter value=\"{:.4f}\"></meter></td><td>{:.1f}&nbsp;%</td></tr>\n",
-                         html(label), p, 100 * p);
+                         escaped_markup(escaped(label, 1000)), p, 100 * p);
   body_ += "</table>\n</section>\n";
 }
 
@@ -75,7 +59,7 @@ std::string PicturePage::text(const std::string& title) const {
       "h2{{font-size:16px;overflow-wrap:anywhere}}td{{padding-right:1em}}meter{{width:12em}}</style>\n"
       "<h1>{0}</h1>\n<p>The maps are of the first class: where a change of the picture changes its "
       "logit.</p>\n{1}</html>\n",
-      html(title), body_);
+      escaped_markup(escaped(title, 1000)), body_);
 }
 
 }  // namespace linnet

@@ -204,6 +204,7 @@ Terminal stdout_terminal() {
   const bool terminal = isatty(STDOUT_FILENO);
   if (terminal && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) {
     t.columns = size.ws_col;
+    if (size.ws_row > 0) t.rows = size.ws_row;
   } else if (const char* columns = std::getenv("COLUMNS"); columns && std::atoi(columns) > 0) {
     t.columns = std::atoi(columns);
   }
@@ -276,13 +277,6 @@ std::string draw_text(const Plot& plot, const Terminal& terminal, int rows) {
 
 namespace {
 
-std::string xml(const std::string& text) {
-  std::string out;
-  for (const char c : text)
-    out += c == '&' ? "&amp;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '"' ? "&quot;" : std::string(1, c);
-  return out;
-}
-
 constexpr double kWidth = 720, kHeight = 360, kLeft = 70, kRight = 20, kTop = 52, kBottom = 50;
 double x_of(double at) { return kLeft + at * (kWidth - kLeft - kRight); }
 double y_of(double at) { return kHeight - kBottom - at * (kHeight - kTop - kBottom); }
@@ -333,15 +327,15 @@ std::string draw_svg(const Plot& plot) {
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" role=\"img\">\n"
       "<title>{2}</title>\n{3}<rect class=\"page\" width=\"{0}\" height=\"{1}\"/>\n"
       "<text class=\"text title\" x=\"{4}\" y=\"20\">{2}</text>\n",
-      kWidth, kHeight, xml(plot.title), kStyle, kLeft);
+      kWidth, kHeight, escaped_markup(plot.title), kStyle, kLeft);
   const auto text = [&](double x, double y, const char* anchor, const std::string& what, const char* style = "text") {
     out += fmt::format("<text class=\"{}\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text>\n", style, x, y,
-                       anchor, xml(what));
+                       anchor, escaped_markup(what));
   };
   const auto line = [&](const char* style, double x0, double y0, double x1, double y1, const std::string& hint = "") {
     out += fmt::format("<line class=\"{}\" x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"", style, x0, y0, x1,
                        y1);
-    out += hint.empty() ? "/>\n" : fmt::format("><title>{}</title></line>\n", xml(hint));
+    out += hint.empty() ? "/>\n" : fmt::format("><title>{}</title></line>\n", escaped_markup(hint));
   };
   for (const Tick& t : ticks(axes.y, 5)) {
     line("grid", x_of(0), y_of(t.at), x_of(1), y_of(t.at));

@@ -24,9 +24,9 @@ struct Plot {
   bool from_zero = false;             // the y axis begins at 0
 };
 
-// How wide stdout is and whether it shows UTF-8: braille dots, else plain ASCII.
+// How large stdout is and whether it shows UTF-8: braille dots, else plain ASCII.
 struct Terminal {
-  int columns = 80;
+  int columns = 80, rows = 24;
   bool utf8 = false;
 };
 Terminal stdout_terminal();

@@ -6,12 +6,12 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "cli.h"
 #include "console.h"
 #include "linnet/text.h"
 #include "linnet/trained.h"
 #include "picture_html.h"
 #include "src/core/file.h"
+#include "trained_options.h"
 
 namespace linnet {
 
@@ -164,18 +164,12 @@ void add_predict(CLI::App& app, Command& command) {
                                       "  linnet predict runs/NAME cat.jpg photos/ --html look.html\n"
                                       "  linnet predict net.safetensors --model resnet20 --mean 0.491,0.482,0.447 "
                                       "--std 0.247,0.243,0.262 cat.jpg");
-  verb->add_option("target", o->target, "run folder, or .safetensors file")->required();
+  add_trained_options(*verb, o->target, *o);
+  add_size_option(*verb, *o);
   verb->add_option("images", o->images, "files, folders, or - for stdin")->required();
   verb->add_option("-k,--top", o->top, "how many classes are shown")->check(CLI::Range(1, 100'000));
   verb->add_flag("--json", o->json, "JSON on stdout");
   verb->add_option("--html", o->html, "also write a page with the pictures and what the net looked at");
-  verb->add_option("--model", o->model, "model of a weights file");
-  verb->add_option("--mean", o->mean, "per-channel mean of pixel/255")->delimiter(',');
-  verb->add_option("--std", o->std, "per-channel standard deviation of pixel/255")->delimiter(',');
-  verb->add_option("--size", o->size, "height and width that a weights file's net takes, pixels")
-      ->check(CLI::Range(4, 224));
-  verb->add_option("-s,--set", o->set, "override a key, e.g. --set model.shortcut=B (may be repeated)")
-      ->allow_extra_args(false);
   verb->add_option("--device", o->device, "auto, cpu or cuda");
   verb->add_flag("--trusted", o->trusted, "decode in this process, for pictures of your own");
   verb->callback([o, &command] { command = [o] { return predict(*o); }; });

@@ -4,6 +4,7 @@
 
 #include "cli.h"
 #include "console.h"
+#include "linnet/text.h"
 #include "src/report/comparison.h"
 
 namespace linnet {

@@ -175,9 +175,9 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
       run.finish("interrupted", trainer, reason);
     } else {
       checkpoints.wait();
-      run.finish("done", trainer);
       if (tensorboard)
         tensorboard->add_confusion(trainer.test_predictions(), at.data.train.classes, trainer.global_step() + 1);
+      run.finish("done", trainer);
     }
   } catch (const std::exception& e) {
     console.clear();

@@ -1,6 +1,5 @@
 // linnet watch: a run's curves in another terminal, drawn anew as it goes.
 #include <poll.h>
-#include <sys/ioctl.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -10,14 +9,10 @@
 #include <sstream>
 
 #include "cli.h"
-#include "console.h"
 #include "linnet/config.h"
 #include "linnet/text.h"
 #include "plot.h"
-#include "src/core/file.h"
-#include "src/core/json.h"
-#include "src/train/run_lock.h"
-#include "src/train/run_log.h"
+#include "src/report/run_record.h"
 
 namespace linnet {
 
@@ -54,9 +49,7 @@ class Screen {
   Screen& operator=(const Screen&) = delete;
 
   // At most as many lines as there is room for; what was there before is overwritten in place, so nothing flickers.
-  void show(const std::string& text) {
-    winsize size{};
-    const int rows = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 ? size.ws_row : 24;
+  void show(const std::string& text, int rows) {
     std::string out = "\x1b[H";
     int shown = 0;
     for (size_t at = 0, end; at < text.size() && shown < rows; at = end + 1, ++shown) {
@@ -84,33 +77,13 @@ class Screen {
   bool keys_ = false;
 };
 
-struct Watched {
-  fs::path dir;
-  Config config;
-  std::vector<LoggedRow> rows;
-  Json summary = Json::object();
-  std::string holder;
-};
-
-Watched look_at(const fs::path& dir) {
+RunRecord look_at(const fs::path& dir) {
   if (!fs::exists(dir / "config.toml"))
     fail(Exit::usage, "there is no run in {}: expected a folder with a config.toml", dir.string());
-  Watched w{.dir = dir, .config = load_config(dir / "config.toml"), .rows = read_rows(dir)};
-  std::error_code error;
-  if (fs::exists(dir / "summary.json", error)) w.summary = read_json(dir / "summary.json", Exit::checkpoint);
-  w.holder = lock_holder(dir);
-  return w;
+  return read_run(dir);
 }
 
-// "running", or how it ended; a run whose process was killed says so.
-std::string status_of(const Watched& w) {
-  const std::string status = w.summary.value("status", "");
-  if (!w.holder.empty()) return "running";
-  if (status == "running") return fmt::format("was killed; go on with: linnet resume {}", w.dir.string());
-  return status;
-}
-
-Series series_of(const Watched& w, const std::string& kind, const std::string& name, const std::string& label) {
+Series series_of(const RunRecord& w, const std::string& kind, const std::string& name, const std::string& label) {
   Series s{.name = label};
   double steps = 0;  // an epoch; before the first one is over, x counts steps
   for (const LoggedRow& row : w.rows)
@@ -123,9 +96,10 @@ Series series_of(const Watched& w, const std::string& kind, const std::string& n
   return s;
 }
 
-std::string head_of(const Watched& w) {
-  std::string text = fmt::format("{}: {} with {}, seed {}: {}\n", w.dir.filename().string(), w.config.model.name,
-                                 w.config.optimizer.name, w.config.train.seed, status_of(w));
+std::string head_of(const RunRecord& w) {
+  std::string text = fmt::format(
+      "{}: {} with {}, seed {}: {}\n", w.name, w.config.model.name, w.config.optimizer.name, w.config.train.seed,
+      w.status == "stopped" ? fmt::format("stopped; go on with: linnet resume {}", w.dir.string()) : w.status);
   if (w.rows.empty()) return text + "no row yet\n";
   const LoggedRow& last = w.rows.back();
   const LoggedRow *epoch = nullptr, *before = nullptr;
@@ -133,20 +107,20 @@ std::string head_of(const Watched& w) {
     if (row.kind == "epoch") before = std::exchange(epoch, &row);
   text += fmt::format("epoch {} of {}, step {}", epoch ? epoch->epoch : 0, w.config.train.epochs, last.step);
   if (!std::isnan(last.img_per_s)) text += fmt::format(", {:.0f} img/s", last.img_per_s);
-  if (before && !w.holder.empty())  // as long as the last epoch took
+  if (before && w.status == "running")  // as long as the last epoch took
     text += fmt::format(", ETA {}",
-                        duration((epoch->wall_s - before->wall_s) * double(w.config.train.epochs - epoch->epoch)));
+                        duration_text((epoch->wall_s - before->wall_s) * double(w.config.train.epochs - epoch->epoch)));
   text += "\n";
   for (const auto& [name, what] :
        {std::pair{"train/loss", "train loss"}, {"val/loss", "val loss"}, {"val/acc", "val acc"}})
     if (epoch && !std::isnan((*epoch)[name])) text += fmt::format("{} {:.4f}  ", what, (*epoch)[name]);
-  if (w.summary.contains("test/acc")) text += fmt::format("test acc {:.4f}", w.summary["test/acc"].get<double>());
+  if (const double acc = w.number("test/acc"); !std::isnan(acc)) text += fmt::format("test acc {:.4f}", acc);
   return text + "\n";
 }
 
-std::string picture_of(const Watched& w, const Watched* ghost, const Terminal& terminal, int rows) {
+std::string picture_of(const RunRecord& w, const RunRecord* ghost, const Terminal& terminal, int rows) {
   const std::string metric = w.config.data.val > 0 ? "val/acc" : "train/acc";
-  const std::string name = w.dir.filename().string(), other = ghost ? "to beat: " + ghost->dir.filename().string() : "";
+  const std::string name = w.name, other = ghost ? "to beat: " + ghost->name : "";
   std::string text;
   std::istringstream head(head_of(w));
   for (std::string line; std::getline(head, line);)
@@ -171,9 +145,9 @@ std::string picture_of(const Watched& w, const Watched* ghost, const Terminal& t
 }
 
 int watch(const Options& o) {
-  std::optional<Watched> ghost;
+  std::optional<RunRecord> ghost;
   if (!o.against.empty()) ghost = look_at(o.against);
-  const Watched* other = ghost ? &*ghost : nullptr;
+  const RunRecord* other = ghost ? &*ghost : nullptr;
   const char* term = std::getenv("TERM");
   if (o.once || !isatty(STDOUT_FILENO) || (term && std::string_view(term) == "dumb")) {
     constexpr int kAll = 1000;
@@ -183,9 +157,9 @@ int watch(const Options& o) {
   look_at(o.run);  // what is wrong with it is said on the screen that stays
   Screen screen;
   do {
-    winsize size{};
-    const int rows = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 ? size.ws_row : 24;
-    screen.show(picture_of(look_at(o.run), other, stdout_terminal(), rows - 1) + "q: leave; the run goes on\n");
+    const Terminal terminal = stdout_terminal();
+    screen.show(picture_of(look_at(o.run), other, terminal, terminal.rows - 1) + "q: leave; the run goes on\n",
+                terminal.rows);
   } while (!screen.wait(o.seconds));
   return caught ? 128 + int(caught) : int(Exit::ok);
 }

@@ -402,14 +402,6 @@ std::string seed_and_acc(const Json& v) {
 
 }  // namespace
 
-std::string duration_text(double seconds) {
-  if (!std::isfinite(seconds)) return "-";
-  if (seconds < 10) return fmt::format("{:.1f}s", seconds);
-  const auto s = int64_t(std::llround(seconds));
-  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
-  return s >= 60 ? fmt::format("{}m{:02}s", s / 60, s % 60) : fmt::format("{}s", s);
-}
-
 std::string comparison_text(const Json& c) {
   std::vector<const Json*> order;
   for (const Json& g : c["groups"]) order.push_back(&g);

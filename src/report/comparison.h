@@ -24,9 +24,6 @@ Json compare(const std::vector<Group>& groups, std::vector<double> targets);
 // The numbers as a table for a terminal of this width.
 std::string comparison_text(const Json& comparison);
 
-// "3.2s", "1m02s", "2h05m"; "-" for what is not finite.
-std::string duration_text(double seconds);
-
 // What the page draws, a value for each group: its curves by epoch and by step, the change of its layers.
 Json curves(const std::vector<Group>& groups);
 

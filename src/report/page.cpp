@@ -149,21 +149,6 @@ Json examine(const std::vector<Group>& groups, std::vector<std::string>& notes) 
 
 // ---- The page ------------------------------------------------------------------------------------------------------
 
-std::string html(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else if (c == '&')
-      out += "&amp;";
-    else
-      out += c;
-  }
-  return out;
-}
-
 // JSON in a <script>: no "</script>" and no "<!--" can come up in it.
 std::string in_script(const Json& json) {
   std::string out;
@@ -189,7 +174,7 @@ std::string report_page(const std::vector<Group>& groups, const Json& comparison
   data["notes"] = notes;
 
   const std::pair<std::string_view, std::string> parts[] = {
-      {"{{TITLE}}", html(o.title)}, {"{{CHARTJS}}", kChartJs}, {"{{DATA}}", in_script(data)}};
+      {"{{TITLE}}", escaped_markup(o.title)}, {"{{CHARTJS}}", kChartJs}, {"{{DATA}}", in_script(data)}};
   std::string page;
   std::string_view rest = kPage;
   for (const auto& [mark, text] : parts) {  // in the page's order; what is put in is not looked at again

@@ -219,8 +219,12 @@ RunState RunFolder::state() const {
   s.metrics_bytes = metrics_->size();
   s.timing_bytes = timing_->size();
   s.metrics_xxh3 = metrics_->digest();
-  s.wall_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+  s.wall_s = wall_s();
   return s;
+}
+
+double RunFolder::wall_s() const {
+  return state_.wall_s + std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
 }
 
 bool RunFolder::restore(const RunState& s) {
@@ -245,7 +249,7 @@ void RunFolder::on_row(const Row& row) {
   if (!row.hash.empty()) metrics["hash"] = row.hash;
   metrics_->append(metrics.dump());
 
-  Json timing = {{"kind", row.kind}, {"epoch", row.epoch}, {"step", row.step}, {"wall_s", state().wall_s}};
+  Json timing = {{"kind", row.kind}, {"epoch", row.epoch}, {"step", row.step}, {"wall_s", wall_s()}};
   if (row.img_per_s > 0) timing["img_per_s"] = row.img_per_s;
   timing_->append(timing.dump());
 
@@ -270,7 +274,7 @@ std::string RunFolder::summary() const {
   }
   if (state_.best_val_acc >= 0) json["best"] = {{"val/acc", state_.best_val_acc}, {"epoch", state_.best_epoch}};
   for (const auto& [name, value] : test_.values) json[name] = number(value);
-  json["wall_s"] = timing_ ? state().wall_s : 0.0;
+  json["wall_s"] = timing_ ? wall_s() : 0.0;
   return json.dump(2) + "\n";
 }
 
