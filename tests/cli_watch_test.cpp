@@ -98,13 +98,40 @@ TEST(Completion, KnowsVerbsOptionsKeysAndNames) {
   EXPECT_TRUE(found("train con").empty());  // the shell completes files
 }
 
-TEST(Completion, BashTakesTheScript) {
+// What `lines` print in that shell, where "linnet" is the program.
+std::string in_shell(const std::string& shell, const std::string& lines) {
   const std::string exe = std::filesystem::absolute(LINNET_EXE).string();
-  const std::string ask =
-      "bash -c 'PATH=" + exe.substr(0, exe.rfind('/')) +
-      ":$PATH; source <(linnet completion bash); COMP_LINE=\"linnet train --set optimizer.name=adamw\"; "
-      "COMP_POINT=${#COMP_LINE}; _linnet; echo \"${COMPREPLY[@]}\"' 2>&1";
-  EXPECT_EQ(linnet::shell_output(ask).out, "adamw\n");
+  return linnet::shell_output("PATH=" + exe.substr(0, exe.rfind('/')) + ":$PATH; " + shell + " -c '" + lines + "' 2>&1")
+      .out;
+}
+
+bool is_installed(const std::string& shell) { return linnet::shell_output("command -v " + shell).code == 0; }
+
+TEST(Completion, BashTakesTheScript) {
+  EXPECT_EQ(in_shell("bash",
+                     "source <(linnet completion bash); COMP_LINE=\"linnet train --set optimizer.name=adamw\"; "
+                     "COMP_POINT=${#COMP_LINE}; _linnet; echo \"${COMPREPLY[@]}\""),
+            "adamw\n");
+}
+
+TEST(Completion, ZshTakesTheScript) {
+  if (!is_installed("zsh")) GTEST_SKIP() << "no zsh here";
+  const std::string begin =
+      "compdef() { }; compadd() { print -l -- \"${@[5,-1]}\"; }; _files() { print files; }; "
+      "source <(linnet completion zsh); ";  // the words behind compadd -Q -S "" --
+  EXPECT_EQ(in_shell("zsh -f", begin + "words=(linnet tra); CURRENT=2; _linnet"), "train\n");
+  EXPECT_EQ(in_shell("zsh -f", begin + "words=(linnet train --set optimizer.name=adamw); CURRENT=4; _linnet"),
+            "optimizer.name=adamw\n");
+  EXPECT_EQ(in_shell("zsh -f", begin + "words=(linnet train con); CURRENT=3; _linnet"), "files\n");
+}
+
+TEST(Completion, FishTakesTheScript) {
+  if (!is_installed("fish")) GTEST_SKIP() << "no fish here";
+  const std::string begin = "linnet completion fish | source; ";
+  EXPECT_EQ(in_shell("fish -N", begin + "complete -C \"linnet tra\""), "train\n");
+  EXPECT_EQ(in_shell("fish -N", begin + "complete -C \"linnet train --set optimizer.name=adamw\""),
+            "optimizer.name=adamw\n");
+  EXPECT_EQ(in_shell("fish -N", begin + "cd /; complete -C \"linnet train etc\""), "etc/\n");
 }
 
 TEST(Completion, EveryShellHasAScript) {

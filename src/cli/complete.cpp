@@ -38,7 +38,11 @@ _linnet() {
 compdef _linnet linnet
 )sh";
 constexpr const char* kFish = R"sh(# linnet completion fish > ~/.config/fish/completions/linnet.fish
-complete -c linnet -a '(linnet __complete (commandline -opc)[2..] (commandline -ct) 2>/dev/null)'
+function __linnet_found
+  linnet __complete (commandline -opc)[2..] (commandline -ct) 2>/dev/null
+end
+complete -c linnet -f -a '(__linnet_found)'
+complete -c linnet -n 'test -z "$(__linnet_found)"' -F
 )sh";
 
 template <class Entry>
