@@ -257,6 +257,19 @@ TEST_F(Resume, CheckComparesAKilledRunWithAStraightOne) {
   expect_has(good.out, "resume: PASS  24 steps straight ");
 }
 
+TEST_F(Resume, CheckEndsWith5WhereOneFails) {
+  const Ended bad = linnet(
+      {"check", config(), "--only", "flow,loss", "--set", "optimizer.lr=100", "--set", "model.name=convnet_nobn"});
+  EXPECT_EQ(bad.code, 5) << bad.out << bad.err;
+  expect_has(bad.out, "flow: PASS  norms of the layers' gradients from ");
+  expect_has(bad.out, "loss: FAIL  ");
+  expect_has(bad.out, "  what to do: ");
+  const Ended good = linnet({"check", config(), "--only", "flow", "--json"});
+  EXPECT_EQ(good.code, 0) << good.err;
+  EXPECT_TRUE(json::parse(good.out)["passed"]);
+  EXPECT_EQ(linnet({"check", config(), "--only", "flw"}).code, 2);
+}
+
 TEST_F(Resume, ADivergedRunReplaysItsStep) {
   const Ended ended = linnet({"train", config(), "--out", at("a"), "--set", "model.name=convnet_nobn", "--set",
                               "optimizer.lr=5000", "--set", "optimizer.momentum=0"});

@@ -7,8 +7,8 @@
 #include <limits>
 
 #include "linnet/ops.h"
-#include "reference_backend.h"
 #include "src/backend/backends.h"
+#include "src/lab/reference_backend.h"
 
 namespace linnet {
 

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "cli.h"
@@ -13,6 +14,7 @@
 #include "src/core/digest.h"
 #include "src/core/file.h"
 #include "src/core/json.h"
+#include "src/lab/checks.h"
 
 namespace linnet {
 
@@ -21,6 +23,11 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kSteps = 24, kSaveEvery = 5, kFewest = 8;
+
+// Here and not in checks(): it needs processes of its own.
+constexpr CheckEntry kResume = {"resume", "a run killed by SIGKILL and resumed ends with the bits of one that was not",
+                                "this build or machine does not repeat its own bits: linnet info, and tell the authors",
+                                nullptr};
 
 // A folder that goes when the check is over.
 struct Scratch {
@@ -95,7 +102,7 @@ std::string digest_of(const fs::path& dir, int64_t steps) {
   return xxh3(all + read_file(dir / "metrics.jsonl", 1 << 24, Exit::checkpoint));
 }
 
-bool check_resume(Config config) {
+CheckResult check_resume(Config config) {
   const Scratch scratch;
   config.log.interval = 1;
   config.train.patience = 0;  // the steps are counted here
@@ -108,45 +115,103 @@ bool check_resume(Config config) {
     config.checkpoint.epochs = double(kSaveEvery) / double(std::max<int64_t>(1, per_epoch));
   }
   if (steps < kFewest)
-    fail(Exit::usage, "a run of {} steps is too short for this check, which needs {}: raise train.epochs", steps,
-         kFewest);
+    return {CheckResult::Verdict::skipped,
+            fmt::format("a run of {} steps is too short for this check, which needs {}: raise train.epochs", steps,
+                        kFewest),
+            ""};
   const fs::path straight = scratch.path / "straight", killed = scratch.path / "killed";
   run_child(straight, config, steps, 0);
   int kills = 0;
   for (const int64_t quarter : {1, 2, 3}) kills += run_child(killed, config, steps, quarter * steps / 4 + 1);
   run_child(killed, config, steps, 0);
   const std::string want = digest_of(straight, steps), got = digest_of(killed, steps);
-  fmt::print("resume: {}  {} steps straight {}, killed {} times and resumed {}\n", want == got ? "PASS" : "FAIL", steps,
-             want, kills, got);
-  if (want != got)
-    fmt::print(
-        "        weights, optimizer state or metrics differ: this build or machine does not repeat its own bits\n");
-  if (kills == 0) fmt::print("        the training was over before it could be killed: use a larger model or batch\n");
-  return want == got && kills > 0;
+  std::string text = fmt::format("{} steps straight {}, killed {} times and resumed {}", steps, want, kills, got);
+  if (want != got) text += ": weights, optimizer state or metrics differ";
+  if (kills == 0) text += ": the training was over before it could be killed; use a larger model or batch";
+  return verdict(want == got && kills > 0, text);
+}
+
+// ---- The verb ------------------------------------------------------------------------------------------------------
+
+struct Options {
+  std::string config;
+  std::vector<std::string> set, only;
+  bool json = false;
+};
+
+const char* name_of(CheckResult::Verdict v) {
+  return v == CheckResult::Verdict::pass ? "PASS" : v == CheckResult::Verdict::fail ? "FAIL" : "SKIPPED";
+}
+
+int run_checks(const Options& o) {
+  using Verdict = CheckResult::Verdict;
+  Config config = load_config(o.config, o.set);
+  const Terminal terminal = stdout_terminal();
+  nlohmann::ordered_json json = nlohmann::ordered_json::array();
+  int failed = 0;
+  const auto wanted = [&](std::string_view name) {
+    return o.only.empty() || std::ranges::find(o.only, name) != o.only.end();
+  };
+  const auto run = [&](const CheckEntry& entry, const std::function<CheckResult()>& check) {
+    const auto begin = std::chrono::steady_clock::now();
+    const CheckResult r = check();
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    failed += r.verdict == Verdict::fail;
+    json.push_back({{"check", entry.name}, {"verdict", name_of(r.verdict)}, {"text", r.text}, {"seconds", seconds}});
+    if (o.json) return;
+    fmt::print("{}: {}  {}\n", entry.name, name_of(r.verdict), r.text);
+    for (size_t at = 0; at < r.picture.size();) {
+      const size_t end = std::min(r.picture.find('\n', at), r.picture.size());
+      fmt::print("  {}\n", r.picture.substr(at, end - at));
+      at = end + 1;
+    }
+    if (r.verdict == Verdict::fail) fmt::print("  what to do: {}\n", entry.advice);
+    std::fflush(stdout);
+  };
+
+  // First, for it forks: no thread is running yet.
+  if (wanted(kResume.name)) run(kResume, [&] { return check_resume(config); });
+  if (o.only.size() != 1 || o.only[0] != kResume.name) {
+    const RunData data = load_run_data(config);
+    const auto backend = make_backend(config.train.device, conv_method(config));
+    config.train.precision = linnet::name_of(precision_of(config, *backend));
+    Terminal inner = terminal;
+    inner.columns -= 2;  // the pictures stand two columns in
+    const Subject subject{config, *backend, data, inner};
+    for (const CheckEntry& entry : checks())
+      if (wanted(entry.name)) run(entry, [&] { return entry.run(subject); });
+  }
+  if (o.json)
+    fmt::print("{}\n", nlohmann::ordered_json{{"passed", failed == 0}, {"checks", json}}.dump());
+  else
+    fmt::print("{}\n", failed == 0 ? "all checks passed" : fmt::format("{} failed", failed));
+  return int(failed == 0 ? Exit::ok : Exit::diverged);
 }
 
 }  // namespace
 
 void add_check(CLI::App& app, Command& command) {
-  struct Options {
-    std::string config;
-    std::vector<std::string> set;
-    std::vector<std::string> only;
-  };
   auto options = std::make_shared<Options>();
+  std::vector<std::string> names;
+  std::string list;
+  const auto name = [&](const CheckEntry& entry) {
+    names.emplace_back(entry.name);
+    list += fmt::format("\n  {:<10}{}", entry.name, entry.summary);
+  };
+  name(kResume);
+  for (const CheckEntry& entry : checks()) name(entry);
   CLI::App* verb = app.add_subcommand("check",
                                       "Check a config before a long run; exit code 5 when a check fails.\n\n"
-                                      "  linnet check configs/resnet20.toml --only resume");
+                                      "  linnet check configs/resnet20.toml\n"
+                                      "  linnet check configs/resnet20.toml --only flow,gradient --json\n" +
+                                          list);
   verb->add_option("config", options->config, "TOML file")->required();
   verb->add_option("-s,--set", options->set, "override a key (may be repeated)")->allow_extra_args(false);
-  verb->add_option("--only", options->only, "resume: a run killed by SIGKILL ends with the bits of one that was not")
+  verb->add_option("--only", options->only, "these checks, with commas between")
       ->delimiter(',')
-      ->check(CLI::IsMember({"resume"}));
-  verb->callback([options, &command] {
-    command = [options] {
-      return int(check_resume(load_config(options->config, options->set)) ? Exit::ok : Exit::diverged);
-    };
-  });
+      ->check(CLI::IsMember(names));
+  verb->add_flag("--json", options->json, "verdicts as JSON on stdout");
+  verb->callback([options, &command] { command = [options] { return run_checks(*options); }; });
 }
 
 }  // namespace linnet

@@ -7,8 +7,8 @@
 #include "cli.h"
 #include "console.h"
 #include "linnet/error.h"
-#include "plot.h"
 #include "src/core/file.h"
+#include "src/report/plot.h"
 
 namespace linnet {
 

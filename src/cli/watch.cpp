@@ -11,7 +11,7 @@
 #include "cli.h"
 #include "linnet/config.h"
 #include "linnet/text.h"
-#include "plot.h"
+#include "src/report/plot.h"
 #include "src/report/run_record.h"
 
 namespace linnet {

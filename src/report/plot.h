@@ -34,6 +34,15 @@ Terminal stdout_terminal();
 // Lines of at most terminal.columns characters (never less than 24), each ending in a newline.
 std::string draw_text(const Plot&, const Terminal&, int rows = 12);
 
+// A line for each value: its name, a bar as long as it is beside the largest one, the value and what `note` says of it.
+struct Bar {
+  std::string name;
+  double value;
+  std::string note = {};
+};
+// `log`: bars show the logarithm, six decades of it.
+std::string draw_bars(const std::vector<Bar>&, const Terminal&, bool log = false);
+
 // Words side by side, a new line where the next one does not fit.
 std::string wrap_words(const std::string& text, size_t width);
 

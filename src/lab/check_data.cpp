@@ -1,0 +1,151 @@
+// The checks `data` and `batch`: what the net is given.
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <string_view>
+
+#include "linnet/text.h"
+#include "src/core/digest.h"
+#include "src/lab/checks.h"
+
+namespace linnet {
+
+namespace {
+
+std::string_view pixels_of(const Images& images, int64_t i) {
+  const auto bytes = size_t(images.image_bytes());
+  return {reinterpret_cast<const char*>(images.pixels.data()) + size_t(i) * bytes, bytes};
+}
+
+bool is_constant(std::string_view pixels) { return pixels.find_first_not_of(pixels.front()) == std::string_view::npos; }
+
+// Which class an image has been seen with, by its bytes.
+using Seen = std::map<std::string, int32_t>;
+
+struct Scan {
+  int64_t constant = 0, twice = 0, contradicting = 0;  // twice: seen within the split before
+};
+
+Scan scan(const Images& images, Seen& seen) {
+  Scan s;
+  for (int64_t i = 0; i < images.size(); ++i) {
+    const std::string_view pixels = pixels_of(images, i);
+    s.constant += is_constant(pixels);
+    const auto [at, fresh] = seen.emplace(xxh3(pixels), images.labels[size_t(i)]);
+    s.twice += !fresh;
+    s.contradicting += !fresh && at->second != images.labels[size_t(i)];
+  }
+  return s;
+}
+
+int64_t count_shared(const Seen& a, const Seen& b) {
+  return std::ranges::count_if(b, [&](const auto& entry) { return a.contains(entry.first); });
+}
+
+}  // namespace
+
+CheckResult check_data(const Subject& s) {
+  const Images test = s.data.test();
+  const std::pair<const char*, const Images*> splits[] = {
+      {"train", &s.data.train}, {"val", &s.data.val}, {"test", &test}};
+  std::string picture, faults;
+  const auto fault = [&](const std::string& text) { faults += (faults.empty() ? "" : "; ") + text; };
+  Seen seen[3];
+  for (size_t k = 0; k < 3; ++k) {
+    const auto& [name, images] = splits[k];
+    if (images->size() == 0) continue;
+    const Scan found = scan(*images, seen[k]);
+    picture += fmt::format("{:<6}{:>7} images, {} constant, {} twice, {} of them under two labels\n", name,
+                           images->size(), found.constant, found.twice, found.contradicting);
+    if (found.constant * 100 > images->size()) fault(fmt::format("{} constant images in {}", found.constant, name));
+    if (found.contradicting * 100 > images->size())
+      fault(fmt::format("{} images of {} are there again with another label", found.contradicting, name));
+  }
+  for (const auto& [a, b] : {std::pair{0, 1}, std::pair{0, 2}, std::pair{1, 2}}) {
+    const int64_t shared = count_shared(seen[a], seen[b]);
+    if (shared == 0) continue;
+    const std::string text = fmt::format("{} images of {} are in {}, too", shared, splits[b].first, splits[a].first);
+    picture += text + "\n";
+    if (shared * 100 > splits[b].second->size()) fault(text);  // a few of them move no result
+  }
+
+  std::vector<int64_t> of_class(size_t(s.data.train.classes), 0);
+  for (const int32_t label : s.data.train.labels) ++of_class[size_t(label)];
+  std::vector<Bar> bars;
+  for (size_t c = 0; c < of_class.size() && c < 20; ++c)
+    bars.push_back({c < s.data.train.class_names.size() ? escaped(s.data.train.class_names[c], 20) : std::to_string(c),
+                    double(of_class[c])});
+  picture += draw_bars(bars, s.terminal);
+  const auto [fewest, most] = std::ranges::minmax(of_class);
+  if (fewest == 0) fault("a class has no training image");
+  if (fewest > 0 && most > 20 * fewest)
+    fault(fmt::format("the largest class has {} training images and the smallest {}", most, fewest));
+  for (const double v : s.config.data.std)
+    if (!(v > 0) || !std::isfinite(1 / v)) fault("data.std is not above 0");
+  return verdict(faults.empty(),
+                 faults.empty() ? fmt::format("{} to {} training images a class", fewest, most) : faults, picture);
+}
+
+namespace {
+
+// Two pixels a character: the upper one is the half block's colour, the lower one the background's. Plain: a grey
+// scale.
+std::string draw_images(const std::vector<uint8_t>& rgb, int width, int height, const Terminal& terminal) {
+  std::string out;
+  const auto at = [&](int y, int x) { return &rgb[size_t((y * width + x) * 3)]; };
+  for (int y = 0; y + 1 < height; y += 2) {
+    for (int x = 0; x < width; ++x) {
+      const uint8_t *a = at(y, x), *b = at(y + 1, x);
+      if (terminal.utf8)
+        out += fmt::format("\x1b[38;2;{};{};{};48;2;{};{};{}m▀", a[0], a[1], a[2], b[0], b[1], b[2]);
+      else
+        out += " .:-=+*#%@"[(a[0] + a[1] + a[2] + b[0] + b[1] + b[2]) * 9 / (6 * 255)];
+    }
+    out += terminal.utf8 ? "\x1b[0m\n" : "\n";
+  }
+  return out;
+}
+
+}  // namespace
+
+CheckResult check_batch(const Subject& s) {
+  constexpr int64_t kImages = 256;
+  Config config = plain_config(s.config);
+  config.train.batch_size = std::min(kImages, s.data.train.size());
+  config.data.drop_last = false;
+  config.train.precision = "f32";
+  const RunData data = some_of(s.data.train, config.train.batch_size);
+  config.train.batch_size = data.train.size();
+  Trainer trainer(config, s.backend, data);
+  trainer.step();
+  const Tensor& batch = trainer.batch();
+  const std::vector<float> x = on_host(s.backend, batch);
+  const int height = data.train.height, width = data.train.width, channels = data.train.channels;
+
+  double sum = 0, squares = 0;
+  for (const float v : x) sum += double(v), squares += double(v) * double(v);
+  const double mean = sum / double(x.size()), deviation = std::sqrt(squares / double(x.size()) - mean * mean);
+
+  // As many images side by side as fit, back in the colours that they had.
+  const int most = std::max(1, std::min(s.terminal.columns, 160) / (width + 1));
+  const auto shown = int(std::min<int64_t>(most, batch.dim(0)));
+  std::vector<uint8_t> rgb(size_t(height * shown * (width + 1) * 3), 0);
+  for (int n = 0; n < shown; ++n)
+    for (int y = 0; y < height; ++y)
+      for (int c = 0; c < width; ++c)
+        for (int k = 0; k < 3; ++k) {
+          const auto channel = size_t(std::min(k, channels - 1));
+          const double v =
+              double(x[(size_t(n * height + y) * size_t(width) + size_t(c)) * size_t(channels) + channel]) *
+                  config.data.std[channel] +
+              config.data.mean[channel];
+          rgb[size_t((y * shown * (width + 1) + n * (width + 1) + c) * 3 + k)] =
+              std::isfinite(v) ? uint8_t(std::clamp(std::lround(v * 255), 0L, 255L)) : 0;
+        }
+  const bool finite = std::isfinite(mean) && std::isfinite(deviation);
+  return verdict(finite && std::fabs(mean) < 1 && deviation > 0.25 && deviation < 4,
+                 fmt::format("{} augmented images: mean {:.3f}, deviation {:.3f}", batch.dim(0), mean, deviation),
+                 draw_images(rgb, shown * (width + 1), height, s.terminal));
+}
+
+}  // namespace linnet

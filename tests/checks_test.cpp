@@ -1,0 +1,186 @@
+// The checks of `linnet check`: a sound net passes each of them, and each fails on a net that deserves it.
+#include "src/lab/checks.h"
+
+#include <gtest/gtest.h>
+
+#include "linnet/optimizer.h"
+#include "tiny_run.h"
+
+namespace linnet {
+namespace {
+
+// Two convolutions, batch norm or not, and a linear layer; one thing in it may be wrong.
+enum class Fault { none, dead_relu, detached, wrong_gradient, wild_start, stale_statistics };
+
+template <Fault fault>
+struct Sample : Module {
+  Sample(const Scope& s, const ModelOptions& o)
+      : conv1(s / "conv1", o.channels, 8, 3, {2, 1}),
+        bn1(s / "bn1", 8),
+        conv2(s / "conv2", 8, 16, 3, {2, 1}),
+        bn2(s / "bn2", 16),
+        spare(s / "spare", Shape{4, 4, 16}, 16, true),
+        linear(s / "linear", 16, o.classes) {
+    if (fault == Fault::wild_start)
+      for (Param* p : s.store.params())
+        if (p->name == "linear.weight") p->init = constant_by_sign();
+  }
+  static Init constant_by_sign() {
+    return [](std::span<float> values, uint64_t, uint32_t) {
+      for (size_t i = 0; i < values.size(); ++i) values[i] = i % 7 < 3 ? 40.f : -30.f;
+    };
+  }
+  static Tensor below_zero(Pass& p, const Tensor& x) {  // a ReLU that never opens
+    const Tensor shift = p.pool.zeros(x.shape(), x.dtype());
+    const std::vector<float> low(size_t(x.numel()), -1e4f);
+    if (x.dtype() == DType::f32) p.be.upload(shift, low.data());
+    return relu(p, add(p, x, shift));
+  }
+  // The value of x, with a gradient twice as large.
+  static Tensor wrong(Pass& p, const Tensor& x) {
+    if (!p.tape) return x;
+    Tensor y = p.pool.empty(x.shape(), x.dtype());
+    p.be.copy(y, x);
+    return p.tape->track(y, {"wrong"}, [&be = p.be, &pool = p.pool, tape = p.tape, x](const Tensor& dy) {
+      Tensor dx = pool.empty(dy.shape(), dy.dtype());
+      be.add(dx, dy, dy);
+      tape->add_grad(x, std::move(dx));
+    });
+  }
+
+  Tensor forward(Pass& p, const Tensor& x) override {
+    Tensor h = bn1.relu(p, conv1.forward(p, x));
+    if (fault == Fault::wrong_gradient) h = wrong(p, h);
+    h = conv2.forward(p, h);
+    for (int i = 0; fault == Fault::stale_statistics && !p.train && i < 6; ++i) h = add(p, h, h);
+    h = bn2.relu(p, h);
+    if (fault == Fault::dead_relu) h = below_zero(p, h);
+    h = fault == Fault::detached ? global_avg_pool(p, h) : relu(p, spare.forward(p, flatten(p, h)));
+    return linear.forward(p, h);
+  }
+  Conv2d conv1;
+  BatchNorm2d bn1;
+  Conv2d conv2;
+  BatchNorm2d bn2;
+  Linear spare, linear;
+};
+
+template <Fault fault>
+void add_sample(const std::string& name) {
+  add_model({name, "for tests", {}, [](const Scope& s, const ModelOptions& o) -> std::unique_ptr<Module> {
+               return std::make_unique<Sample<fault>>(s, o);
+             }});
+}
+
+const CheckEntry& entry(std::string_view name) {
+  for (const CheckEntry& e : checks())
+    if (e.name == name) return e;
+  throw std::runtime_error("no such check");
+}
+
+class Checks : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    add_sample<Fault::none>("sound");
+    add_sample<Fault::dead_relu>("dead_relu");
+    add_sample<Fault::detached>("detached");
+    add_sample<Fault::wrong_gradient>("wrong_gradient");
+    add_sample<Fault::wild_start>("wild_start");
+    add_sample<Fault::stale_statistics>("stale_statistics");
+  }
+
+  Config config(const std::string& model = "sound") {
+    Config c = tiny_config(model);
+    c.data.samples = 1000;
+    c.data.val = 0;
+    c.augment.crop_pad = 1;
+    c.train.precision = "f32";
+    c.optimizer.weight_decay = 0;
+    return c;
+  }
+  CheckResult run(std::string_view check, Config c, void (*change)(RunData&) = nullptr) {
+    RunData data = load_run_data(c);
+    for (int64_t i = 0; i < data.train.size(); ++i)  // classes that a small net sees at once: a grey stripe
+      std::fill_n(data.train.pixels.begin() + i * data.train.image_bytes(), 300,
+                  uint8_t(25 * data.train.labels[size_t(i)]));
+    if (change) change(data);
+    return entry(check).run({c, *backend_, data, {}});
+  }
+  void expect(CheckResult::Verdict want, std::string_view check, const Config& c, const std::string& part = "",
+              void (*change)(RunData&) = nullptr) {
+    const CheckResult r = run(check, c, change);
+    EXPECT_EQ(r.verdict, want) << check << " of " << c.model.name << ": " << r.text << "\n" << r.picture;
+    EXPECT_NE(r.text.find(part), r.text.npos) << r.text;
+  }
+  static constexpr auto pass = CheckResult::Verdict::pass, fail = CheckResult::Verdict::fail;
+  std::unique_ptr<Backend> backend_ = make_cpu_backend(2);
+};
+
+TEST_F(Checks, ASoundNetPassesEachOfThem) {
+  for (const CheckEntry& e : checks()) expect(pass, e.name, config());
+}
+
+TEST_F(Checks, EveryOptimizersDefaultPassesWhatDependsOnIt) {
+  for (const OptimizerEntry& o : optimizers()) {
+    Config c = config();
+    c.optimizer = default_settings(o.name, "pytorch");
+    for (const char* check : {"updates", "loss", "overfit"}) {
+      SCOPED_TRACE(o.name);
+      expect(pass, check, c);
+    }
+  }
+}
+
+TEST_F(Checks, ADeadReluIsNamed) {
+  expect(fail, "flow", config("dead_relu"), "no gradient in conv1");
+  expect(fail, "flow", config("dead_relu"), "never open in");
+  expect(fail, "overfit", config("dead_relu"));
+}
+
+TEST_F(Checks, ADetachedLayerIsNamed) {
+  expect(fail, "flow", config("detached"), "no gradient in spare");
+  expect(fail, "updates", config("detached"), "not trained: spare");
+}
+
+TEST_F(Checks, AWrongGradientIsNamed) { expect(fail, "gradient", config("wrong_gradient"), "conv1.weight"); }
+
+TEST_F(Checks, AFirstLossFarFromChanceIsSeen) { expect(fail, "loss", config("wild_start"), "far from chance"); }
+
+TEST_F(Checks, ALearningRateOf100IsSeen) {
+  Config c = config();
+  c.optimizer.lr = 100;
+  expect(fail, "loss", c);
+  expect(fail, "updates", c, "linear");
+  expect(fail, "overfit", c);
+}
+
+TEST_F(Checks, ALearningRateOfNothingIsFlat) {
+  Config c = config();
+  c.optimizer.lr = 1e-9;
+  expect(fail, "loss", c, "flat");
+}
+
+TEST_F(Checks, ShuffledLabelsTeachNothing) {
+  expect(fail, "labels", config(), "teach nothing", [](RunData& data) {
+    for (size_t i = 0; i < data.train.labels.size(); ++i) data.train.labels[i] = int32_t((i * 2654435761u >> 7) % 10);
+  });
+}
+
+TEST_F(Checks, StatisticsThatAreNotUsedAreSeen) { expect(fail, "eval", config("stale_statistics")); }
+
+TEST_F(Checks, DataWithFaultsIsSeen) {
+  expect(fail, "data", config(), "constant images",
+         [](RunData& data) { std::fill_n(data.train.pixels.begin(), 40 * data.train.image_bytes(), uint8_t(7)); });
+  expect(fail, "data", config(), "of test are in train",
+         [](RunData& data) { data.test = [images = data.train] { return images; }; });
+  expect(fail, "data", config(), "no training image", [](RunData& data) {
+    for (int32_t& label : data.train.labels) label = label == 3 ? 4 : label;
+  });
+  Config c = config();
+  c.data.mean = {0, 0, 0};
+  c.data.std = {0.01, 0.01, 0.01};
+  expect(fail, "batch", c);
+}
+
+}  // namespace
+}  // namespace linnet
