@@ -1,4 +1,4 @@
-#include "plot.h"
+#include "src/report/plot.h"
 
 #include <fmt/format.h>
 #include <sys/ioctl.h>
