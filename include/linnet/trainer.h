@@ -188,6 +188,8 @@ class Trainer {
   int64_t global_step() const { return at_.step; }
   // Of the current phase's schedule; a plateau's falls so far are in it.
   double learning_rate(int64_t step) const;
+  // Another rule for the learning rate, until a phase begins or restore() is called: for experiments.
+  void use_schedule(Schedule schedule) { schedule_ = std::move(schedule); }
   Net& net() { return net_; }
   Updater& updater() { return updater_; }
   const Config& config() const { return config_; }

@@ -1,0 +1,56 @@
+// `linnet lr-find` and `play`, as a person runs them.
+#include <nlohmann/json.hpp>
+
+#include "cli_run.h"
+#include "temp_dir.h"
+
+namespace linnet {
+namespace {
+
+using nlohmann::json;
+
+class Lab : public testing::Test {
+ protected:
+  std::string config() {
+    const auto path = dir_ / "c.toml";
+    std::ofstream(path) << "model.name = 'mlp'\ndata.name = 'synthetic'\ndata.samples = 400\ndata.val = 40\n"
+                           "data.image_size = 16\ntrain.batch_size = 16\n";
+    return "'" + path.string() + "'";
+  }
+  TempDir dir_;
+};
+
+TEST_F(Lab, LrFindComparesBatchSizesAndOptimizers) {
+  const std::string svg = (dir_ / "r.svg").string();
+  const Ended e = run_in_shell("lr-find " + config() +
+                               " --batch 8,16 --optimizer sgd,adam --steps 12 --seeds 2 --json --svg '" + svg + "'");
+  ASSERT_EQ(e.code, 0) << e.out;
+  const json found = json::parse(e.out);
+  ASSERT_EQ(found.size(), 4u);
+  EXPECT_EQ(found[3]["setting"], "adam, batch 16");
+  EXPECT_EQ(found[0]["seeds"].size(), 2u);
+  EXPECT_NEAR(found[0]["seeds"][1]["lr"][0], 1e-6, 1e-18);
+  EXPECT_EQ(found[0]["seeds"][0]["loss"].size(), found[0]["seeds"][0]["lr"].size());
+  expect_has(read(svg), "</svg>");
+  EXPECT_EQ(run_in_shell("lr-find " + config() + " --from 1 --to 0.1").code, 2);
+  EXPECT_EQ(run_in_shell("lr-find " + config() + " --batch 1000").code, 2);
+}
+
+TEST_F(Lab, PlayDrawsAndCounts) {
+  const std::string page = (dir_ / "p.html").string();
+  const Ended e = run_in_shell("play ravine --optimizer sgd:lr=0.09 --optimizer sgd:lr=0.1 --json -o '" + page + "'");
+  ASSERT_EQ(e.code, 0) << e.out;
+  const json j = json::parse(e.out);
+  EXPECT_EQ(j["optimizers"][0]["converged"], 43);
+  EXPECT_TRUE(j["optimizers"][1]["converged"].is_null());
+  EXPECT_NEAR(j["optimizers"][1]["reversed"], 1, 1e-9);  // w2 goes from 2 to -2 and back
+  const std::string html = read(page);
+  for (const char* part : {"type=\"range\"", "<polyline", "lr 0.03: "}) expect_has(html, part);
+  for (const char* part : {"src=", "href=", "@import"}) EXPECT_EQ(html.find(part), html.npos);  // it loads nothing
+  EXPECT_EQ(run_in_shell("play bow --optimizer sgd").code, 2);
+  EXPECT_EQ(run_in_shell("play bowl --optimizer sdg").code, 2);
+  EXPECT_EQ(run_in_shell("play bowl --optimizer sgd --start 1").code, 2);
+}
+
+}  // namespace
+}  // namespace linnet
