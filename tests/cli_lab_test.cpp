@@ -1,4 +1,5 @@
 // `linnet lr-find` and `play`, as a person runs them.
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "cli_run.h"
@@ -50,6 +51,25 @@ TEST_F(Lab, PlayDrawsAndCounts) {
   EXPECT_EQ(run_in_shell("play bow --optimizer sgd").code, 2);
   EXPECT_EQ(run_in_shell("play bowl --optimizer sdg").code, 2);
   EXPECT_EQ(run_in_shell("play bowl --optimizer sgd --start 1").code, 2);
+}
+
+TEST_F(Lab, NoiseFollowsTheLawAndAdviceHasReasons) {
+  const std::string few = " --batch 8,16 --samples 8 --steps 3 --json";
+  const Ended e = run_in_shell("noise " + config() + few);
+  ASSERT_EQ(e.code, 0) << e.out;
+  const json n = json::parse(e.out)["start"];
+  EXPECT_NEAR(n[0]["deviation"].get<double>() / n[1]["deviation"].get<double>(), std::sqrt(2), 0.4);
+  const Ended a = run_in_shell("advise " + config() + few + " --set optimizer.momentum=0");
+  ASSERT_EQ(a.code, 0) << a.out;
+  const json advice = json::parse(a.out.substr(a.out.find('{')))["advice"];  // behind what it does meanwhile
+  for (const json& one : advice) EXPECT_FALSE(one["reason"].get<std::string>().empty());
+  const auto of = [&](const char* key) {
+    for (const json& one : advice)
+      if (one["key"] == key) return one;
+    return json();
+  };
+  EXPECT_EQ(of("optimizer.momentum")["advised"], "0.9");
+  EXPECT_EQ(run_in_shell("noise " + config() + " --batch 300").code, 2);
 }
 
 }  // namespace

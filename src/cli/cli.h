@@ -13,6 +13,8 @@ void add_resume(CLI::App&, Command&);
 void add_fork(CLI::App&, Command&);
 void add_check(CLI::App&, Command&);
 void add_lr_find(CLI::App&, Command&);
+void add_noise(CLI::App&, Command&);
+void add_advise(CLI::App&, Command&);
 void add_play(CLI::App&, Command&);
 void add_sweep(CLI::App&, Command&);
 void add_report(CLI::App&, Command&);

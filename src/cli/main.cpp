@@ -45,6 +45,8 @@ int main(int argc, char** argv) {
   add_fork(app, command);
   add_check(app, command);
   add_lr_find(app, command);
+  add_noise(app, command);
+  add_advise(app, command);
   add_play(app, command);
   add_sweep(app, command);
   add_report(app, command);

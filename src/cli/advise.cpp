@@ -1,0 +1,250 @@
+// linnet noise CONFIG, linnet advise CONFIG
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "cli.h"
+#include "console.h"
+#include "linnet/warnings.h"
+#include "src/lab/checks.h"
+#include "src/lab/noise.h"
+#include "src/lab/range_test.h"
+
+namespace linnet {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Options {
+  std::string config;
+  std::vector<std::string> set;
+  std::vector<int64_t> batches = {16, 32, 64, 128};
+  int64_t steps = 100, samples = 24;
+  bool json = false;
+};
+
+// A config, its images, and a net that can be trained for some steps.
+struct Ground {
+  Config config;
+  RunData all, data;
+  std::unique_ptr<Backend> backend;
+  std::optional<Trainer> trainer;
+  BatchSource plain;
+
+  explicit Ground(const Options& o) : config(load_config(o.config, o.set)), all(load_run_data(config)) {
+    backend = make_backend(config.train.device, conv_method(config));
+    const int64_t largest = std::ranges::max(o.batches);
+    data = some_of(all.train, std::max(o.samples * largest, o.steps * config.train.batch_size));
+    if (data.train.size() < 2 * largest)
+      fail(Exit::usage, "{} training images are not two batches of {}: use smaller ones (--batch)", data.train.size(),
+           largest);
+    Config c = at_first_lr(plain_config(config), all.train.size(), data.train.size());
+    c.train.precision = "f32";
+    trainer.emplace(c, *backend, data);
+    plain = upload_source(*backend, data.train, config.data.mean, config.data.std);
+  }
+  // As training goes; Error(Exit::diverged) where it diverges.
+  void train(int64_t steps) {
+    if (const ShortRun run = train_steps(*trainer, steps); !run.diverged.empty())
+      fail(Exit::diverged, "{}: look at it with linnet check", run.diverged);
+  }
+  std::vector<BatchNoise> measure(const Options& o) {
+    std::vector<BatchNoise> all_sizes;
+    for (const int64_t batch : o.batches) all_sizes.push_back(measure_noise(trainer->net(), plain, batch, o.samples));
+    return all_sizes;
+  }
+};
+
+Json json_of(const std::vector<BatchNoise>& sizes) {
+  Json out = Json::array();
+  for (const BatchNoise& n : sizes)
+    out.push_back({{"batch", n.batch},
+                   {"batches", n.batches},
+                   {"norm", std::sqrt(std::max(0.0, n.norm2))},
+                   {"deviation", std::sqrt(n.variance)},
+                   {"snr", n.snr()},
+                   {"noise_scale", n.noise_scale()}});
+  return out;
+}
+
+void print_noise(const std::vector<BatchNoise>& sizes, const std::string& when, int64_t images) {
+  fmt::print("{}\n{:>8}{:>10}{:>13}{:>13}{:>10}{:>8}{:>14}\n", when, "batch", "|mean|", "deviation", "by the law",
+             "ratio", "SNR", "noise scale");
+  const double sigma2 = sizes[0].variance * double(sizes[0].batch);
+  for (const BatchNoise& n : sizes) {
+    const double law = std::sqrt(batch_variance(sigma2, n.batch, images));
+    fmt::print("{:>8}{:>10.3g}{:>13.3g}{:>13.3g}{:>10.2f}{:>8.2f}{:>14.0f}\n", n.batch,
+               std::sqrt(std::max(0.0, n.norm2)), std::sqrt(n.variance), law, std::sqrt(n.variance) / law, n.snr(),
+               n.noise_scale());
+  }
+}
+
+int noise(const Options& o) {
+  Ground ground(o);
+  const auto start = ground.measure(o);
+  ground.train(o.steps);
+  const auto later = ground.measure(o);
+  if (o.json) {
+    fmt::print("{}\n", Json{{"start", json_of(start)}, {"steps", o.steps}, {"later", json_of(later)}}.dump());
+    return int(Exit::ok);
+  }
+  print_noise(start, "before the first step", ground.data.train.size());
+  print_noise(later, fmt::format("\nafter {} steps", o.steps), ground.data.train.size());
+  fmt::print(
+      "\nby the law: sigma / sqrt(B), from the smallest batch. Noise scale: about the batch beyond which twice the "
+      "images "
+      "no longer halve the steps; it grows while training goes on. Where |mean| is lost in the noise it is "
+      "infinite.\n");
+  return int(Exit::ok);
+}
+
+// ---- Advice --------------------------------------------------------------------------------------------------------
+
+struct Advice {
+  std::string key, now, value, reason;  // value empty: as it is
+};
+
+std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<BatchNoise>& noise,
+                           const LrRange& range) {
+  const Config& c = ground.config;
+  const RunFacts facts = facts_of(ground.trainer->net().params(), ground.all.train.size());
+  std::vector<Advice> all;
+
+  // The batch: near the noise scale, a power of two, what batch norm needs at least, and enough steps an epoch.
+  std::vector<double> scales;
+  for (const BatchNoise& n : noise) scales.push_back(n.noise_scale());
+  std::ranges::sort(scales);
+  const double scale = scales[scales.size() / 2];
+  const double least = facts.batch_norm ? 32 : 8;
+  const double most = std::clamp(double(facts.images) / 50, least, 512.0);  // 50 steps an epoch at least
+  const double wish = std::pow(2, std::round(std::log2(std::clamp(scale, least, most))));
+  const auto batch = int64_t(std::isfinite(wish) ? wish : most);
+  const auto now = c.train.batch_size;
+  const bool fits = double(now) > double(batch) / 3 && double(now) < double(batch) * 3;
+  all.push_back(
+      {"train.batch_size", std::to_string(now), fits ? "" : std::to_string(batch),
+       fmt::format("the gradient's noise scale after {} steps is about {:.0f} images: beyond it larger batches are "
+                   "less and less worth their time{}",
+                   o.steps, scale, facts.batch_norm ? "; batch norm wants 32 or more" : "")});
+
+  // The optimizer: the specification's sources agree on no more than this (section 1.12).
+  const std::string& name = c.optimizer.name;
+  const bool adaptive = name == "adam" || name == "nadam" || name == "radam";
+  if (adaptive && c.optimizer.weight_decay > 0)
+    all.push_back(
+        {"optimizer.name", name, "adamw", "weight decay in Adam passes through its moments: AdamW keeps it apart"});
+  else if (name == "sgd" && c.optimizer.momentum == 0)
+    all.push_back({"optimizer.momentum", "0", "0.9",
+                   "on convolutional nets momentum costs one more word a weight and saves most of the steps"});
+  else if (name == "adagrad")
+    all.push_back({"optimizer.name", name, "sgd or adam",
+                   "AdaGrad's steps shrink as 1 / sqrt t: for sparse features, not for convolutions"});
+  else
+    all.push_back({"optimizer.name", name, "",
+                   adaptive || name == "adamw"
+                       ? "good for a first result; SGD with momentum, tuned and scheduled, often ends higher on a CNN"
+                       : "a sound choice for a CNN with a tuned rate and a schedule that falls"});
+
+  // The learning rate: between where the loss falls fastest and where it stops falling.
+  if (std::isnan(range.to)) {
+    all.push_back(
+        {"optimizer.lr", fmt::format("{:g}", c.optimizer.lr), "", "the range test found no fall: see linnet check"});
+  } else {
+    const double lr = c.optimizer.lr;
+    const double low = std::min(range.steepest, range.to),
+                 high = 5 * range.to;  // a warmup, or a schedule that falls, bears more
+    const bool inside = lr >= low / 2 && lr <= 2 * high;
+    const double digit = std::pow(10, std::floor(std::log10(range.to)));
+    all.push_back({"optimizer.lr", fmt::format("{:g}", lr),
+                   inside ? "" : fmt::format("{:.3g}", std::max(1.0, std::round(range.to / digit)) * digit),
+                   fmt::format("with {} and batches of {} the loss falls fastest at {:.2g} and until {:.2g}", name, now,
+                               range.steepest, range.to)});
+  }
+  if (!fits)
+    all.push_back({"train.lr_scaling", c.train.lr_scaling, adaptive || name == "adamw" ? "sqrt" : "linear",
+                   fmt::format("with another batch size the rate changes, too: with train.lr_batch_size = {}", now)});
+  if (c.schedule.name == "constant")
+    all.push_back({"schedule.name", "constant", "cosine", "a rate that falls to 0 ends lower than any fixed one"});
+  if (facts.depth >= 50 && c.schedule.warmup == 0)
+    all.push_back(
+        {"schedule.warmup", "0", "1", fmt::format("{} layers: the first steps are the rough ones", facts.depth)});
+  return all;
+}
+
+int run_advise(const Options& o) {
+  Ground ground(o);
+  tell("range test ...\n");
+  RangeTest test;
+  {
+    Config c = at_constant_lr(plain_config(ground.config));
+    c.train.lr_scaling = "none";
+    c.train.precision = "f32";
+    Trainer trainer(c, *ground.backend, ground.data);
+    test = range_test(trainer, 1e-6, 10, 100);
+  }
+  const LrRange range = lr_range(test.lr, smoothed(test.loss, 3));
+  tell(fmt::format("{} steps, then the gradient's noise ...\n", o.steps));
+  ground.train(o.steps);
+  const std::vector<BatchNoise> noise = ground.measure(o);
+  const std::vector<Advice> all = advise(ground, o, noise, range);
+  if (o.json) {
+    Json out = Json::array();
+    for (const Advice& a : all)
+      out.push_back(
+          {{"key", a.key}, {"now", a.now}, {"advised", a.value.empty() ? a.now : a.value}, {"reason", a.reason}});
+    fmt::print("{}\n", Json{{"advice", out},
+                            {"noise", json_of(noise)},
+                            {"lr", {{"from", range.from}, {"steepest", range.steepest}, {"to", range.to}}}}
+                           .dump());
+    return int(Exit::ok);
+  }
+  const auto width = size_t(std::clamp(stdout_terminal().columns, 40, 120) - 4);
+  for (const Advice& a : all) {
+    fmt::print("{}: {}\n", a.key, a.value.empty() ? a.now + ", as it is" : a.now + " -> " + a.value);
+    const std::string text = wrap_words(a.reason, width);
+    for (size_t at = 0; at < text.size();) {
+      const size_t end = text.find('\n', at);
+      fmt::print("    {}\n", text.substr(at, end - at));
+      at = end + 1;
+    }
+  }
+  return int(Exit::ok);
+}
+
+void add_options(CLI::App* verb, Options& o) {
+  verb->add_option("config", o.config, "TOML file")->required();
+  verb->add_option("-s,--set", o.set, "override a key (may be repeated)")->allow_extra_args(false);
+  verb->add_option("--batch", o.batches, "batch sizes to measure at, with commas between")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 8192));
+  verb->add_option("--steps", o.steps, "steps of training before the measurement")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  verb->add_option("--samples", o.samples, "batches of each size")->check(CLI::Range(2, 10000))->capture_default_str();
+  verb->add_flag("--json", o.json, "JSON on stdout");
+}
+
+}  // namespace
+
+void add_noise(CLI::App& app, Command& command) {
+  auto o = std::make_shared<Options>();
+  CLI::App* verb =
+      app.add_subcommand("noise",
+                         "How noisy a batch's gradient is: deviation, SNR, noise scale, and the variance law.\n\n"
+                         "  linnet noise configs/resnet20.toml --steps 200 --batch 16,32,64,128");
+  add_options(verb, *o);
+  verb->callback([o, &command] { command = [o] { return noise(*o); }; });
+}
+
+void add_advise(CLI::App& app, Command& command) {
+  auto o = std::make_shared<Options>();
+  CLI::App* verb =
+      app.add_subcommand("advise",
+                         "What to set batch size, optimizer and learning rate to, each with the reason: measured in "
+                         "a minute.\n\n  linnet advise configs/convnet.toml");
+  add_options(verb, *o);
+  verb->callback([o, &command] { command = [o] { return run_advise(*o); }; });
+}
+
+}  // namespace linnet
