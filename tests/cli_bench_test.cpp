@@ -58,6 +58,21 @@ TEST(Bench, EvaluationAndTextForPeople) {
   EXPECT_EQ(run_in_shell("bench --precision f64").code, 2);
 }
 
+TEST(Bench, OptimizersKeepAndMoveWhatTheySay) {
+  const json j = bench("optimizers --model mlp --batch 4");
+  const auto of = [&](const char* name) {
+    for (const json& row : j["optimizers"])
+      if (row["optimizer"] == name) return row;
+    return json();
+  };
+  EXPECT_EQ(j["optimizers"].size(), 11u);
+  EXPECT_EQ(of("sgdw")["state_mb"], 0);
+  EXPECT_EQ(of("adam")["state_words"], 2);
+  // Padding aside, two words of four bytes a weight.
+  EXPECT_NEAR(of("adam")["state_mb"].get<double>() * 1e6, 8 * j["weights"].get<double>(), 2000);
+  for (const json& row : j["optimizers"]) EXPECT_GT(row["ns_per_weight"].get<double>(), 0);
+}
+
 TEST(Profile, WritesAChromeTraceOfStepsAndCallsAndChangesNothing) {
   const TempDir dir;
   const std::string train =

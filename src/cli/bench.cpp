@@ -1,4 +1,4 @@
-// linnet bench step|layers|ops|eval
+// linnet bench step|layers|ops|eval|optimizers
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli.h"
+#include "linnet/optimizer.h"
 #include "linnet/profile.h"
 #include "linnet/run.h"
 #include "src/backend/backends.h"
@@ -222,6 +223,85 @@ int bench_eval(const Options& o) {
   return int(Exit::ok);
 }
 
+// What each optimizer's update costs, and what it keeps, on the weights of a model.
+int bench_optimizers(const Options& o) {
+  // A step's own time, to which the updates are small.
+  Subject subject(o, std::max<int64_t>(1024, 4 * o.batch));
+  std::vector<double> steps;
+  for (int i = 0; i < 5; ++i) {
+    const int64_t begin = now_ns();
+    subject.step();
+    subject.backend->synchronize();
+    steps.push_back(double(now_ns() - begin) * 1e-6);
+  }
+  const double step_ms = median(steps);
+  const auto backend = o.device == "cpu" ? make_cpu_backend(o.threads) : make_backend(o.device);
+  Json rows = Json::array();
+  int64_t weights = 0;
+  for (const OptimizerEntry& entry : optimizers()) {
+    Config config = subject.config;
+    config.optimizer = default_settings(entry.name, "pytorch");
+    if (entry.name == "sgd" || entry.name == "nag") config.optimizer.momentum = 0.9;
+    Updater updater(*backend, config, 1);
+    ParamStore store;
+    const auto model = make_model(o.model, store, model_options(config, subject.data.train));
+    store.seal(*backend, 1, updater.layout());
+    updater.attach(store);
+    const Flat& flat = store.flat();
+    weights = store.count();
+    std::vector<float> noise(size_t(flat.n));
+    for (size_t i = 0; i < noise.size(); ++i) noise[i] = float(int64_t(i * 2654435761u % 2001) - 1000) * 1e-6f;
+    backend->upload(flat.grad, noise.data());
+    const Tensor step = make_step(*backend);
+    const double one[3] = {1, 1, 1};
+    const Tensor sums(backend->allocate(sizeof(double) * 2), {2}, DType::f64);
+    const Tensor totals(backend->allocate(sizeof one), {3}, DType::f64);
+    backend->upload(sums, one);
+    backend->upload(totals, one);
+    std::vector<double> ms;
+    const double budget = o.seconds * 1e3 / double(optimizers().size());
+    int64_t t = 0;
+    for (double spent = 0; spent < budget || ms.size() < 5; spent += ms.back()) {
+      StepParams params{.step = t, .seed = 1};
+      updater.fill(params, t++, 1);
+      write_step(*backend, step, params);
+      const int64_t begin = now_ns();
+      updater.before_forward(step);
+      updater.apply(step, sums, totals, 1);
+      backend->synchronize();
+      ms.push_back(double(now_ns() - begin) * 1e-6);
+    }
+    const Rule rule = make_rule(config.optimizer);
+    rows.push_back({{"optimizer", entry.name},
+                    {"state_words", slots_of(rule)},
+                    {"words_moved", words_moved(rule)},
+                    {"state_mb", double(flat.slots.bytes()) * 1e-6},
+                    {"ms", median(ms)},
+                    {"ns_per_weight", median(ms) * 1e6 / double(weights)},
+                    {"share_of_step", median(ms) / step_ms}});
+  }
+  Json json = {{"weights", weights}, {"step_ms", step_ms}, {"optimizers", rows}};
+  json.update(about(o, *backend, DType::f32));
+  if (o.json) {
+    fmt::print("{}\n", json.dump());
+    return int(Exit::ok);
+  }
+  fmt::print("{}: {} weights ({:.1f} MB, gradients as much again); a step of {} images takes {:.1f} ms\n\n", o.model,
+             weights, double(weights) * 4e-6, o.batch, step_ms);
+  fmt::print("{:<10}{:>12}{:>11}{:>13}{:>9}{:>11}{:>11}{:>10}\n", "optimizer", "state words", "state MB", "words moved",
+             "ms", "ns/weight", "of step", "by sgd's");
+  const double base = rows[0]["ms"];
+  for (const Json& r : rows)
+    fmt::print("{:<10}{:>12}{:>11.2f}{:>13}{:>9.3f}{:>11.3f}{:>10.2f}%{:>10.2f}\n", r["optimizer"].get<std::string>(),
+               r["state_words"].get<int>(), r["state_mb"].get<double>(), r["words_moved"].get<int>(),
+               r["ms"].get<double>(), r["ns_per_weight"].get<double>(), 100 * r["share_of_step"].get<double>(),
+               r["ms"].get<double>() / base);
+  fmt::print(
+      "\nms: the gradient's norm, the check for values that are not finite, and the update. sgd and nag with momentum "
+      "0.9.\n");
+  return int(Exit::ok);
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app, Command& command) {
@@ -232,9 +312,10 @@ void add_bench(CLI::App& app, Command& command) {
       "  linnet bench                                     images/s of resnet20, the time by kind of call\n"
       "  linnet bench layers --model resnet56 --batch 32  the time by layer\n"
       "  linnet bench ops --precision f32 --json          the time by operation and shape\n"
-      "  linnet bench eval                                images/s of evaluation");
-  verb->add_option("what", o->what, "step (default), layers, ops or eval")
-      ->check(CLI::IsMember({"step", "layers", "ops", "eval"}));
+      "  linnet bench eval                                images/s of evaluation\n"
+      "  linnet bench optimizers --model mlp              memory and time of each optimizer's update");
+  verb->add_option("what", o->what, "step (default), layers, ops, eval or optimizers")
+      ->check(CLI::IsMember({"step", "layers", "ops", "eval", "optimizers"}));
   verb->add_option("--model", o->model, "network (`linnet list models`)")->capture_default_str();
   verb->add_option("--batch", o->batch, "images per step")->check(CLI::Range(1, 65536))->capture_default_str();
   verb->add_option("--precision", o->precision, "auto, f32 or bf16")->check(CLI::IsMember({"auto", "f32", "bf16"}));
@@ -243,7 +324,11 @@ void add_bench(CLI::App& app, Command& command) {
   verb->add_option("--threads", o->threads, "threads on the CPU")->check(CLI::Range(1, 1024))->capture_default_str();
   verb->add_option("--seconds", o->seconds, "how long to measure")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_flag("--json", o->json, "one JSON object on stdout");
-  verb->callback([=, &command] { command = [=] { return o->what == "eval" ? bench_eval(*o) : bench_steps(*o); }; });
+  verb->callback([=, &command] {
+    command = [=] {
+      return o->what == "eval" ? bench_eval(*o) : o->what == "optimizers" ? bench_optimizers(*o) : bench_steps(*o);
+    };
+  });
 }
 
 }  // namespace linnet
