@@ -269,7 +269,7 @@ class JpegCheck {
     if (components_.empty()) in_.refuse("expected an image, got a JPEG without a frame");
     for (const Component& c : components_)
       if (!c.started) in_.refuse("expected a scan of each component, got none of component {}", c.id);
-    if (in_.left() > 0) in_.refuse("expected the end of the file behind EOI, got {} bytes more", in_.left());
+    // What follows EOI is not looked at: cameras put previews, gain maps and films there.
   }
 
  private:

@@ -83,11 +83,15 @@ using Part = File::Part;
 
 bool is_hidden(const fs::path& path) { return path.filename().string().starts_with("."); }
 
+}  // namespace
+
 bool is_picture(const fs::path& path) {
   std::string end = path.extension().string();
   std::ranges::transform(end, end.begin(), [](unsigned char c) { return char(std::tolower(c)); });
   return end == ".png" || end == ".jpg" || end == ".jpeg";
 }
+
+namespace {
 
 std::vector<fs::path> folders_in(const fs::path& path) {
   std::error_code error;

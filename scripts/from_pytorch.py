@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A PyTorch checkpoint (.pth, .th, .pt) as safetensors, which `linnet eval`, `fork` and `predict` read.
+"""A PyTorch checkpoint (.pth, .th, .pt), or a .safetensors file of half precision, as the safetensors that `linnet eval`,
+`fork` and `predict` read.
 
     scripts/from_pytorch.py resnet20.th resnet20.safetensors
 
@@ -11,7 +12,7 @@ import pathlib
 import sys
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 def state_dict_of(loaded, path):
@@ -37,7 +38,8 @@ def in_float32(name, tensor):
 
 def main(source, target):
     try:
-        loaded = torch.load(source, map_location="cpu", weights_only=True)
+        is_safe = source.endswith(".safetensors")
+        loaded = load_file(source) if is_safe else torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
         sys.exit(f"{source}: cannot be loaded without running code of it: {error}")
     tensors = {name: in_float32(name, tensor).detach().clone().contiguous()

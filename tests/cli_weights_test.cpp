@@ -62,7 +62,9 @@ TEST_F(WeightsCli, AFolderWithDamageIsRefusedOrReadWithANote) {
   write_classes(dir / "pictures", 2, 30);
   write_bytes(dir / "pictures" / "class0" / "bad.png", "no picture");
   std::ofstream(dir / "c.toml") << config("folder", dir / "pictures");
-  expect_has(run("train " + quoted(dir / "c.toml") + "-o " + quoted(dir / "run"), 3).out, "bad.png");
+  // The first exception of a process, in a confined one: it must say what is wrong, not be ended for it.
+  expect_has(run("train " + quoted(dir / "c.toml") + "-o " + quoted(dir / "run"), 3).out,
+             "bad.png: expected a PNG or JPEG image, got another kind of file");
   EXPECT_FALSE(fs::exists(dir / "run"));
   const Ended ended = run("train " + quoted(dir / "c.toml") + "--set data.corrupt=skip -o " + quoted(dir / "run"));
   expect_has(ended.out, "note: skipped: ");
@@ -83,12 +85,29 @@ TEST_F(WeightsCli, EvalCalibratesAndKeepsTheTemperature) {
   const auto after = json_of("predict " + target + quoted(*shared / "pictures" / "class0" / "0.png") + "--json");
   EXPECT_EQ(before[0]["top"][0]["class"], after[0]["top"][0]["class"]);
   EXPECT_NE(before[0]["top"][0]["p"], after[0]["top"][0]["p"]);
+  const auto reported = json_of("report " + target + "--json")["groups"][0];
+  EXPECT_NEAR(double(reported["test/ece"]["mean"]), double(fitted["ece"]), 1e-5);
+  EXPECT_EQ(reported["calibration"]["temperature"], temperature);
+  expect_has(run("report " + target + "-o " + quoted(copy / "r.html")).out, "expected calibration error");
+  expect_has(read(copy / "r.html"), "id=\"calibration\"");
   // Of other weights, it is not used.
   std::string text = read(copy / "run" / "calibration.json");
   text.replace(text.find("\"weights\": \"") + 12, 1, "x");
   std::ofstream(copy / "run" / "calibration.json") << text;
   expect_has(run("predict " + target + quoted(*shared / "pictures" / "class0" / "0.png")).out, "of other weights");
+  EXPECT_FALSE(json_of("report " + target + "--json")["groups"][0].contains("calibration"));
   run("eval " + quoted(*shared / "run" / "model.safetensors") + "--model convnet --calibrate", 2);
+}
+
+TEST_F(WeightsCli, EvalOverwritesNothingAndSaysWhereTheImagesAreOthers) {
+  const std::string logits = "eval " + trained + "--logits " + quoted(dir / "l.safetensors");
+  EXPECT_EQ(run(logits).out.find("note: "), std::string::npos);
+  const std::string before = read(dir / "l.safetensors");
+  expect_has(run(logits, 2).out, "exists");
+  EXPECT_EQ(read(dir / "l.safetensors"), before);
+  write_classes(dir / "pictures", 3, 40);
+  expect_has(run("eval " + trained + "--data " + quoted(dir / "pictures")).out,
+             "note: the test images are not those that the run had");
 }
 
 TEST_F(WeightsCli, ForkStartsANewHeadAndFreezesTheRest) {
@@ -134,6 +153,10 @@ TEST_F(WeightsCli, PredictReadsFilesFoldersAndStdin) {
   const std::string page = read(dir / "p.html");
   for (const char* part : {"<!doctype html>", "data:image/png;base64,", "gradient &times; input", "Grad-CAM", "class1"})
     expect_has(page, part);
+  run("predict " + trained + quoted(one) + "--html " + quoted(dir / "p.html"));  // such a page may be made anew
+  EXPECT_EQ(read(dir / "p.html"), page);
+  run("predict " + trained + quoted(one) + "--html " + quoted(dir / "bad.png"), 2);
+  EXPECT_EQ(read(dir / "bad.png"), "no picture");
   EXPECT_EQ(page.find("<script"), page.npos);
   EXPECT_EQ(page.find("http"), page.npos);
 }

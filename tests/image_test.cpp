@@ -191,13 +191,14 @@ TEST(Image, RefusesEveryBitFlipOfAPng) {
   }
 }
 
-TEST(Image, RefusesEveryTruncationAndEveryTail) {
+TEST(Image, RefusesEveryTruncationAndATailOfAPng) {
   std::vector<std::string> images = {png(header(2, 3, 8, 0), "\0\x01\x02\1\x05\x02\2\x01\x01"_b)};
   for (const char* hex : {kGrey, kColour, kRestart, kProgressive, kCmyk}) images.push_back(from_hex(hex));
   for (const std::string& whole : images) {
     ASSERT_EQ(error_of(whole), "");
     for (size_t size = 0; size < whole.size(); ++size) EXPECT_NE(error_of(whole.substr(0, size)), "") << size;
-    EXPECT_TRUE(has(error_of(whole + '\0'), "expected the end of the file")) << error_of(whole + '\0');
+    // Cameras put a second picture or a film behind a JPEG.
+    EXPECT_EQ(has(error_of(whole + '\0'), "expected the end of the file"), whole[1] == 'P') << error_of(whole + '\0');
   }
 }
 

@@ -240,6 +240,8 @@ TEST(Weights, EveryDifferenceIsRefusedAndTheModelUnchanged) {
        "expected F32 [3,2], got F32 [2,3]"},
       {[](auto& t) { t["linear.weight"].shape = {6}; }, "expected F32 [3,2], got F32 [6]"},
       {[](auto& t) { t["linear.bias"] = zeros("F16", {3}, 6); }, "expected F32 [3], got F16 [3]"},
+      {[](auto& t) { t["bn.weight"] = zeros("BF16", {2}, 4); }, "read in F32 alone: scripts/from_pytorch.py"},
+      {[](auto& t) { t["layer2.0.shortcut.0.weight"] = zeros("F32", {1}, 4); }, "only the shortcuts differ: "},
       {[](auto& t) { t["linear.bias"] = zeros("I32", {3}, 12); }, "expected F32 [3], got I32 [3]"},
       {[](auto& t) { t["linear.bias"].bytes.resize(8); }, "'linear.bias': expected 12 bytes, got 8"},
       {[&](auto& t) { set_float(t["conv.weight"], 119, nan); },

@@ -22,6 +22,8 @@ double mean_nll(std::span<const float> logits, std::span<const int32_t> labels, 
 // Expected calibration error over 15 equal bins of the largest probability: the mean of |accuracy - confidence| of the
 // bins, weighted by their images (formula 3 of the paper). In [0, 1].
 double calibration_error(std::span<const float> logits, std::span<const int32_t> labels, double temperature = 1);
+// The same of each image's largest probability, and whether that class is right.
+double calibration_error(std::span<const double> confidence, const std::vector<bool>& right);
 
 // The temperature in [0.05, 20] with the least mean_nll; the class with the largest logit stays the same.
 double fit_temperature(std::span<const float> logits, std::span<const int32_t> labels);

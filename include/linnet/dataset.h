@@ -89,6 +89,9 @@ struct FolderOptions {
 };
 DataSet load_image_folder(const std::filesystem::path& path, const FolderOptions&);
 
+// Whether the name is that of a picture: .png, .jpg, .jpeg, in large letters or small.
+bool is_picture(const std::filesystem::path&);
+
 // One picture's file, in that form: its pixels, size x size x channels. `name` is what messages call it.
 struct Decoded {
   int height = 0, width = 0;  // of the file

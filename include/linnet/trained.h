@@ -1,6 +1,7 @@
 // A trained net, ready to use on pictures: from a run's folder, or from a weights file and what must be said about it.
 #pragma once
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,11 +22,12 @@ struct Trained {
   bool is_run = false;
   Config config;
   SafeTensors weights;
-  std::string origin;                      // what messages call the weights
-  ModelOptions options;                    // with the images and classes that it was made for
-  std::vector<std::string> class_names;    // options.classes of them
-  std::optional<Calibration> calibration;  // of `linnet eval --calibrate`, if it is of these weights
-  std::vector<std::string> notes;          // a line each, for people
+  std::string origin;                          // what messages call the weights
+  ModelOptions options;                        // with the images and classes that it was made for
+  std::vector<std::string> class_names;        // options.classes of them
+  std::map<std::string, std::string> digests;  // of a run: XXH3 of its images, "train", "val", "test", as far as told
+  std::optional<Calibration> calibration;      // of `linnet eval --calibrate`, if it is of these weights
+  std::vector<std::string> notes;              // a line each, for people
 
   PictureForm form() const { return {options.height, options.channels, config.data.fit == "crop"}; }
   Net build(Backend&) const;

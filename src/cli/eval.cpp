@@ -4,6 +4,7 @@
 
 #include "console.h"
 #include "linnet/calibration.h"
+#include "linnet/text.h"
 #include "linnet/trained.h"
 #include "linnet/weights.h"
 #include "trained_options.h"
@@ -32,11 +33,21 @@ SafeTensors as_tensors(const std::vector<float>& logits, const Images& images) {
   return out;
 }
 
+// Images that are not those of the run may be ones that it was trained on.
+void note_other_images(const Trained& trained, const std::string& split, const Images& now) {
+  const auto then = trained.digests.find(split);
+  if (then != trained.digests.end() && then->second != digest(now))
+    tell(fmt::format("note: the {} images are not those that the run had: their XXH3 was {}, and now it is {}\n", split,
+                     escaped(then->second), digest(now)));
+}
+
 int evaluate(const Options& o) {
   // A run brings its config; bare weights need the model's name and the normalisation they were trained with.
   const bool is_run = fs::is_directory(o.target);
   if (o.calibrate && !is_run)
     fail(Exit::usage, "--calibrate stores the temperature in a run's folder, and {} is none", o.target);
+  if (!o.logits.empty() && fs::exists(o.logits))
+    fail(Exit::usage, "{} exists; remove it or choose another name for --logits", escaped(o.logits));
   Trained trained = open_trained(o.target, o);
   Config& config = trained.config;
   const SafeTensors& weights = trained.weights;
@@ -52,6 +63,8 @@ int evaluate(const Options& o) {
   const auto backend = make_backend(o.device, conv_method(config));
   const Images images = o.split == "test" ? data.test() : std::move(o.split == "val" ? data.val : data.train);
   if (images.size() == 0) fail(Exit::data, "the {} split is empty", o.split);
+  note_other_images(trained, o.split, images);
+  if (o.calibrate && o.split != "val") note_other_images(trained, "val", data.val);
 
   Net net(*backend, config.model.name, model_options(config, images), 0, {.compute = precision_of(config, *backend)});
   set_weights(*backend, net.params(), weights, trained.origin);

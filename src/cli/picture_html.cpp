@@ -11,6 +11,8 @@ namespace linnet {
 
 namespace {
 
+constexpr std::string_view kFirstLines = "<!doctype html>\n<!-- Linnet pictures -->";
+
 std::string image_tag(const std::vector<uint8_t>& rgb, int size, const std::string& what) {
   return fmt::format("<figure><img src=\"data:image/png;base64,{}\" alt=\"{}\"><figcaption>{}</figcaption></figure>\n",
                      base64(to_png(rgb.data(), size, size, 3)), what, what);
@@ -53,13 +55,15 @@ void PicturePage::add(const Entry& e, int size, int channels) {
 
 std::string PicturePage::text(const std::string& title) const {
   return fmt::format(
-      "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{0}</title>\n"
+      "{2}\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{0}</title>\n"
       "<style>body{{font:15px sans-serif;margin:2em;max-width:60em}}figure{{display:inline-block;margin:0 1em 0 0}}"
       "img{{width:192px;height:192px;image-rendering:pixelated}}figcaption{{color:#555;font-size:13px}}"
       "h2{{font-size:16px;overflow-wrap:anywhere}}td{{padding-right:1em}}meter{{width:12em}}</style>\n"
       "<h1>{0}</h1>\n<p>The maps are of the first class: where a change of the picture changes its "
       "logit.</p>\n{1}</html>\n",
-      escaped_markup(escaped(title, 1000)), body_);
+      escaped_markup(escaped(title, 1000)), body_, kFirstLines);
 }
+
+bool PicturePage::is_one(std::string_view text) { return text.starts_with(kFirstLines); }
 
 }  // namespace linnet

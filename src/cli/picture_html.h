@@ -1,6 +1,7 @@
 // A page of pictures with their predictions and saliency maps: one file, no scripts, nothing loaded.
 #pragma once
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -18,6 +19,7 @@ class PicturePage {
   };
   void add(const Entry&, int size, int channels);
   std::string text(const std::string& title) const;
+  static bool is_one(std::string_view text);
 
  private:
   std::string body_;

@@ -37,12 +37,10 @@ std::vector<std::string> expand(const std::vector<std::string>& given) {
       continue;
     }
     std::vector<std::string> found;
-    for (const auto& entry : fs::recursive_directory_iterator(name)) {
-      std::string end = entry.path().extension().string();
-      std::ranges::transform(end, end.begin(), [](unsigned char c) { return char(std::tolower(c)); });
-      if (entry.is_regular_file() && (end == ".png" || end == ".jpg" || end == ".jpeg"))
-        found.push_back(entry.path().string());
-    }
+    std::error_code error;
+    for (fs::recursive_directory_iterator at(name, error), end; !error && at != end; at.increment(error))
+      if (is_picture(at->path()) && at->is_regular_file(error)) found.push_back(at->path().string());
+    if (error) fail(Exit::data, "cannot read the folder {}: {}", escaped(name), error.message());
     if (found.empty()) fail(Exit::data, "{}: no .png, .jpg or .jpeg in this folder", escaped(name));
     std::ranges::sort(found);
     all.insert(all.end(), found.begin(), found.end());
@@ -115,6 +113,10 @@ class Report {
 };
 
 int predict(const Options& o) {
+  if (!o.html.empty() && fs::exists(o.html) &&
+      !(fs::is_regular_file(o.html) &&
+        PicturePage::is_one(read_file(o.html, uint64_t(1) << 32, Exit::checkpoint))))  // such a page may be made anew
+    fail(Exit::usage, "{} exists and is no page of `linnet predict`; choose another file with --html", escaped(o.html));
   const Trained trained = open_trained(o.target, o);
   for (const std::string& note : trained.notes) tell("note: " + note + "\n");
   const auto& [mean, std] = std::pair(trained.config.data.mean, trained.config.data.std);

@@ -138,14 +138,45 @@ std::string quoted(const std::string& text) {
   return all + "'";
 }
 
+// How far the probabilities are from the share that is right, on the test images; NaN: no predictions.
+double test_calibration_error(const RunRecord& run) {
+  if (!run.predictions) return kNone;
+  const Predictions& p = *run.predictions;
+  std::vector<bool> right;
+  for (size_t i = 0; i < p.label.size(); ++i) right.push_back(p.label[i] == p.predicted[i]);
+  return calibration_error(p.probability, right);
+}
+
 Json describe(const RunRecord& run) {
   Json json = {{"name", run.name}, {"dir", run.dir.string()}, {"seed", seed_of(run)}, {"status", run.status}};
   if (run.summary.contains("reason")) json["reason"] = run.summary["reason"];
   json["epochs"] = number(run.number("epoch"));
   for (const char* key : {"test/acc", "test/loss", "val/acc"}) json[key] = number(run.number(key));
+  json["test/ece"] = number(test_calibration_error(run));
+  if (const auto& c = run.calibration)
+    json["calibration"] = {{"temperature", c->temperature},
+                           {"val/ece", {{"before", c->ece_before}, {"after", c->ece_after}}}};
   json["wall_s"] = number(run.number("wall_s"));
   json["img_per_s"] = number(images_per_second(run));
   json["command"] = fmt::format("linnet train {} --out NEW", quoted((run.dir / "config.toml").string()));
+  return json;
+}
+
+Json describe_calibration(const Group& group) {
+  std::vector<double> errors, temperatures, before, after;
+  for (const RunRecord& run : group.runs) {
+    if (const double e = test_calibration_error(run); is_done(run) && std::isfinite(e)) errors.push_back(e);
+    if (!run.calibration) continue;
+    temperatures.push_back(run.calibration->temperature);
+    before.push_back(run.calibration->ece_before);
+    after.push_back(run.calibration->ece_after);
+  }
+  Json json = {{"test/ece", describe(spread(errors))}};
+  if (!temperatures.empty())
+    json["calibration"] = {
+        {"n", temperatures.size()},
+        {"temperature", number(spread(temperatures).mean)},
+        {"val/ece", {{"before", number(spread(before).mean)}, {"after", number(spread(after).mean)}}}};
   return json;
 }
 
@@ -172,6 +203,7 @@ Json describe(const Group& group, double n_test) {
   json["best"] = one(best);
   json["worst"] = one(worst);
   json["val/acc"] = describe(spread(numbers(group, "val/acc")));
+  json.update(describe_calibration(group));
   json["wall_s"] = describe(spread(numbers(group, "wall_s")));
   json["img_per_s"] = number(spread(rate).mean);
   json["diverged"] = diverged;
@@ -435,6 +467,18 @@ std::string comparison_text(const Json& c) {
                       or_dash(or_none(g["epochs"]), "{:g}"), duration_text(or_none(g["seconds"]))});
     text += "\n" + table(rows);
   }
+  rows = {{"expected calibration error", "test %", "temperature", "val. % before", "and after"}};
+  for (const Json* g : order) {
+    if (!(*g)["test/ece"]["mean"].is_number()) continue;
+    const Json fit = g->value("calibration", Json::object());
+    const auto of_validation = [&](const char* when) {
+      return or_dash(100 * or_none(fit.value(Json::json_pointer(std::string("/val~1ece/") + when), Json())), "{:.2f}");
+    };
+    rows.push_back({(*g)["label"], percent((*g)["test/ece"]["mean"]),
+                    or_dash(or_none(fit.value("temperature", Json())), "{:.3f}"), of_validation("before"),
+                    of_validation("after")});
+  }
+  if (rows.size() > 1) text += "\n" + table(rows);
   if (!c["pairs"].empty()) {
     text += "\n";
     for (const Json& pair : c["pairs"]) text += pair["words"].get<std::string>() + "\n";

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <optional>
 
 #include "linnet/page_assets.h"  // written by the build
 #include "linnet/run.h"
@@ -19,32 +18,6 @@ constexpr std::string_view kFirstLines = "<!doctype html>\n<!-- Linnet report --
 constexpr size_t kMistakes = 18;  // pictures of a group
 
 // ---- Predictions ---------------------------------------------------------------------------------------------------
-
-struct Predictions {
-  std::vector<int32_t> label, predicted;
-  std::vector<double> probability;
-};
-
-// Of a finished run; nullopt if it has none.
-std::optional<Predictions> read_predictions(const RunRecord& run) {
-  const fs::path file = run.dir / "predictions.json";
-  std::error_code error;
-  if (run.status != "done" || !fs::exists(file, error)) return {};
-  const Json json = read_json(file, Exit::checkpoint);
-  Predictions p;
-  try {
-    json.at("label").get_to(p.label);
-    json.at("predicted").get_to(p.predicted);
-    json.at("probability").get_to(p.probability);
-  } catch (const Json::exception& e) {
-    fail(Exit::checkpoint, "{}: expected predictions that Linnet wrote: {}", file.string(), e.what());
-  }
-  const auto is_class = [](int32_t c) { return c >= 0 && c < 1000; };
-  if (p.label.size() != p.predicted.size() || p.label.size() != p.probability.size() ||
-      !std::ranges::all_of(p.label, is_class) || !std::ranges::all_of(p.predicted, is_class))
-    fail(Exit::checkpoint, "{}: expected three columns of the same length with classes below 1000", file.string());
-  return p;
-}
 
 // An image that the runs of a group get wrong.
 struct Mistake {
@@ -104,18 +77,17 @@ Images test_images_of(const RunRecord& run, std::vector<std::string>& notes) {
 
 // For each group its confusion matrix and mistakes; the pictures that they show, each once, and the names of classes.
 Json examine(const std::vector<Group>& groups, std::vector<std::string>& notes) {
-  Json all = {{"groups", Json::array()}, {"pictures", Json::object()}, {"classes", Json::array()}};
+  Json all = {{"groups", Json::array()}, {"pictures", Json::object()}};
   std::map<std::string, Images> data;  // by the digest of the test images
   int64_t without = 0;
   for (const Group& group : groups) {
     std::vector<Predictions> runs;
     const RunRecord* first = nullptr;
     for (const RunRecord& run : group.runs) {
-      auto p = read_predictions(run);
-      without += !p && run.status == "done";
-      if (!p || (!runs.empty() && p->label != runs[0].label)) continue;
+      without += !run.predictions && run.status == "done";
+      if (!run.predictions || (!runs.empty() && run.predictions->label != runs[0].label)) continue;
       if (!first) first = &run;
-      runs.push_back(std::move(*p));
+      runs.push_back(*run.predictions);
     }
     if (!first) {
       all["groups"].push_back(nullptr);
@@ -124,7 +96,6 @@ Json examine(const std::vector<Group>& groups, std::vector<std::string>& notes) 
     const std::string key = first->env.value(Json::json_pointer("/data/test/xxh3"), "");
     if (!data.contains(key)) data[key] = test_images_of(*first, notes);
     const Images& images = data[key];
-    if (all["classes"].empty()) all["classes"] = images.class_names;
     Json mistakes = Json::array();
     for (const Mistake& m : most_confident_mistakes(runs)) {
       const std::string picture = fmt::format("{}/{}", key.substr(0, 6), m.image);
@@ -137,7 +108,9 @@ Json examine(const std::vector<Group>& groups, std::vector<std::string>& notes) 
                           {"sure", std::round(m.sure * 1e4) / 1e4},
                           {"wrong", m.wrong}});
     }
-    all["groups"].push_back({{"n", runs.size()}, {"confusion", confusion(runs)}, {"mistakes", mistakes}});
+    const Json names = first->env.value(Json::json_pointer("/data/class_names"), Json(images.class_names));
+    all["groups"].push_back(
+        {{"n", runs.size()}, {"classes", names}, {"confusion", confusion(runs)}, {"mistakes", mistakes}});
   }
   if (without > 0)
     notes.push_back(

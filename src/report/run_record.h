@@ -2,23 +2,35 @@
 #pragma once
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "linnet/calibration.h"
 #include "linnet/config.h"
 #include "src/core/json.h"
 #include "src/train/run_log.h"
 
 namespace linnet {
 
+// What a finished run said of each test image.
+struct Predictions {
+  std::vector<int32_t> label, predicted;
+  std::vector<double> probability;  // of the predicted class
+};
+// predictions.json. Error(Exit::checkpoint) for what Linnet did not write.
+Predictions parse_predictions(std::string_view text, const std::string& origin);
+
 struct RunRecord {
   std::filesystem::path dir;
   std::string name;  // of the folder
   Config config;
   Json env, summary;
-  std::string status;                    // summary.json's; "stopped" where it says "running" and nobody trains
-  std::vector<LoggedRow> rows;           // of read_run
-  double number(const char* key) const;  // of the summary; NaN if it has none
+  std::string status;                      // summary.json's; "stopped" where it says "running" and nobody trains
+  std::vector<LoggedRow> rows;             // of read_run, as what follows
+  std::optional<Predictions> predictions;  // of a finished run
+  std::optional<Calibration> calibration;  // of `linnet eval --calibrate`, if it is of these weights
+  double number(const char* key) const;    // of the summary; NaN if it has none
 };
 
 // The run folders at `path` and below it, by name. A run is a folder with a config.toml.
@@ -26,7 +38,7 @@ std::vector<std::filesystem::path> find_runs(const std::filesystem::path& path);
 
 // config.toml, env.json and summary.json. An Error names the file that cannot be read.
 RunRecord read_run_summary(const std::filesystem::path& dir);
-// And the rows of the logs.
+// And the rows of the logs, the predictions, the calibration.
 RunRecord read_run(const std::filesystem::path& dir);
 
 // What env.json holds, as "data/train/xxh3" -> "...", without the time at which the run started.

@@ -57,17 +57,29 @@ double mean_nll(std::span<const float> logits, std::span<const int32_t> labels, 
 
 double calibration_error(std::span<const float> logits, std::span<const int32_t> labels, double temperature) {
   const size_t classes = classes_of(logits, labels);
-  std::array<double, kBins> right{}, confidence{};
+  std::vector<double> confidence;
+  std::vector<bool> right;
   for (size_t i = 0; i < labels.size(); ++i) {
     const auto p = probabilities(logits.subspan(i * classes, classes), temperature);
     const auto best = std::ranges::max_element(p);
-    const auto bin = size_t(std::clamp(int(std::ceil(*best * kBins)) - 1, 0, kBins - 1));
-    right[bin] += best - p.begin() == labels[i];
-    confidence[bin] += *best;
+    confidence.push_back(*best);
+    right.push_back(best - p.begin() == labels[i]);
+  }
+  return calibration_error(confidence, right);
+}
+
+double calibration_error(std::span<const double> confidence, const std::vector<bool>& right) {
+  require(!right.empty() && confidence.size() == right.size(),
+          "[calibration] expected a confidence for each of at least one image, got {} for {}", confidence.size(),
+          right.size());
+  std::array<double, kBins> gap{};  // right answers minus expected ones
+  for (size_t i = 0; i < right.size(); ++i) {
+    const auto bin = size_t(std::clamp(int(std::ceil(confidence[i] * kBins)) - 1, 0, kBins - 1));
+    gap[bin] += double(right[i]) - confidence[i];
   }
   double error = 0;
-  for (size_t bin = 0; bin < kBins; ++bin) error += std::abs(right[bin] - confidence[bin]);
-  return error / double(labels.size());
+  for (const double g : gap) error += std::abs(g);
+  return error / double(right.size());
 }
 
 double fit_temperature(std::span<const float> logits, std::span<const int32_t> labels) {

@@ -318,6 +318,7 @@ class Reader {
 
   // The near key of the same section, else the same key of another section: 'lr' in [train] -> 'optimizer.lr'.
   std::string suggest_key(std::string_view typed) const {
+    if (typed == "data.format") return did_you_mean("data.name");
     const auto [section, leaf] = split_key(typed);
     std::vector<std::string> leaves, sections;
     for (const Slot& slot : root_.slots) {

@@ -6,7 +6,9 @@
 #include "linnet/run.h"
 #include "linnet/text.h"
 #include "linnet/weights.h"
+#include "src/core/file.h"
 #include "src/core/json.h"
+#include "src/train/run_images.h"
 
 namespace linnet {
 
@@ -30,24 +32,12 @@ bool read_images(const fs::path& run, Trained& t) {
   const fs::path file = run / "env.json";
   std::error_code error;
   if (!fs::exists(file, error)) return false;
-  const Json env = read_json(file, Exit::checkpoint);
-  const Json data = env.is_object() ? env.value("data", Json::object()) : Json();
-  if (!data.is_object() || !data.contains("class_names")) return false;
-  const auto whole = [&](const Json& json, int64_t most) {
-    if (!json.is_number_integer() || json.get<int64_t>() < 1 || json.get<int64_t>() > most)
-      fail(Exit::checkpoint, "{}: expected a number from 1 to {} in its \"data\", got {}", file.string(), most,
-           escaped(json.dump()));
-    return int(json.get<int64_t>());
-  };
-  const Json image = data.value("image", Json::array());
-  if (!image.is_array() || image.size() != 3 || !data["class_names"].is_array())
-    fail(Exit::checkpoint, "{}: its \"data\" are not as Linnet writes them", file.string());
-  t.options.height = whole(image[0], 224);
-  t.options.width = whole(image[1], 224);
-  t.options.channels = whole(image[2], 4);
-  t.options.classes = whole(data.value("classes", Json()), 100'000);
-  for (const Json& name : data["class_names"])
-    t.class_names.push_back(name.is_string() ? name.get<std::string>() : name.dump());
+  auto images = parse_run_images(read_file(file, kMaxJsonBytes, Exit::checkpoint), file.string());
+  if (!images) return false;
+  t.options = {
+      .height = images->height, .width = images->width, .channels = images->channels, .classes = images->classes};
+  t.class_names = std::move(images->class_names);
+  t.digests = std::move(images->digests);
   return true;
 }
 

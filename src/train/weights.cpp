@@ -149,6 +149,21 @@ std::vector<std::string> differences(const std::vector<Slot>& slots,
   return lines;
 }
 
+// Where all differences have one reason that can be named.
+std::string_view advice(const std::vector<std::string>& lines, const std::string& head) {
+  const auto all = [&](auto reason) { return std::ranges::all_of(lines, reason); };
+  if (all([&](const std::string& line) { return !head.empty() && line.substr(1).starts_with(head); }))
+    return "\nonly the last layer differs: `linnet fork --new-head` starts it anew, for other classes";
+  if (all([](const std::string& line) { return line.find(".shortcut.") != line.npos; }))
+    return "\nonly the shortcuts differ: model.shortcut = \"B\" has weights in them, \"A\" has none";
+  const auto of_type = [](const std::string& line) {
+    return line.find(", got ") != line.npos && line.find(", got F32 ") == line.npos &&
+           line.find(": expected F32 [") != line.npos;
+  };
+  if (all(of_type)) return "\nnumbers are read in F32 alone: scripts/from_pytorch.py makes such a file";
+  return "";
+}
+
 }  // namespace
 
 SafeTensors name_weights(ParamStore& store, std::span<const float> master, std::span<const float> buffers) {
@@ -187,10 +202,8 @@ void set_weights(Backend& backend, ParamStore& store, const SafeTensors& weights
   }
   const std::vector<std::string> lines = differences(slots, named);
   if (!lines.empty()) {
-    const bool only_head = std::ranges::all_of(lines, [&](const std::string& line) { return in_head(line.substr(1)); });
     fail(Exit::checkpoint, "{} does not fit the model, which is unchanged; {} of its tensors differ:\n  {}{}", origin,
-         lines.size(), fmt::join(lines, "\n  "),
-         only_head ? "\nonly the last layer differs: `linnet fork --new-head` starts it anew, for other classes" : "");
+         lines.size(), fmt::join(lines, "\n  "), advice(lines, last));
   }
 
   // Host memory may run out here, so the first upload waits until all is ready.
