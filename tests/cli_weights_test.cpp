@@ -105,7 +105,7 @@ TEST_F(WeightsCli, EvalOverwritesNothingAndSaysWhereTheImagesAreOthers) {
   const std::string before = read(dir / "l.safetensors");
   expect_has(run(logits, 2).out, "exists");
   EXPECT_EQ(read(dir / "l.safetensors"), before);
-  write_classes(dir / "pictures", 3, 40);
+  write_classes(dir / "pictures", 3, 80);
   expect_has(run("eval " + trained + "--data " + quoted(dir / "pictures")).out,
              "note: the test images are not those that the run had");
 }
