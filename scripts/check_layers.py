@@ -21,7 +21,7 @@ LAYERS = [
     (r"src/train/onnx\.cpp", r"linnet/.*|src/(core|train)/.*|proto/onnx\.pb\.h"),
     (r"src/train/tensorboard\.cpp", r"linnet/.*|proto/tensorboard\.pb\.h"),
     (r"include/linnet/|src/train/", r"linnet/.*|src/(core|train)/.*|kernels/(rng|optim|update)\.h"),
-    (r"src/report/", r"linnet/.*|src/(core|report)/.*|src/train/run_(lock|log)\.h"),
+    (r"src/report/", r"linnet/.*|src/(core|report)/.*|src/train/run_(files|lock|log)\.h"),
     (r"src/lab/", r"linnet/.*|src/(core|lab)/.*|src/report/plot\.h|kernels/(augment|rng|optim|update)\.h"),
     (r"src/cli/", r"linnet/.*|src/(core|report|lab)/.*|src/backend/backends\.h|src/train/run_(lock|log)\.h"),
 ]

@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "linnet/run.h"
-#include "linnet/text.h"
 #include "src/core/file.h"
 #include "src/train/run_lock.h"
 
@@ -78,26 +77,6 @@ RunRecord read_run(const fs::path& dir) {
   std::string origin;
   if (run.calibration && run.calibration->weights != digest(run_weights(dir, origin))) run.calibration.reset();
   return run;
-}
-
-Predictions parse_predictions(std::string_view text, const std::string& origin) {
-  const Json json = parse_json(text, origin, Exit::checkpoint);
-  Predictions p;
-  try {
-    json.at("label").get_to(p.label);
-    json.at("predicted").get_to(p.predicted);
-    json.at("probability").get_to(p.probability);
-  } catch (const Json::exception& e) {
-    fail(Exit::checkpoint, "{}: expected predictions that Linnet wrote: {}", origin, escaped(e.what()));
-  }
-  const auto is_class = [](int32_t c) { return c >= 0 && c < 1000; };
-  const auto is_share = [](double v) { return v >= 0 && v <= 1; };
-  if (p.label.empty() || p.label.size() != p.predicted.size() || p.label.size() != p.probability.size() ||
-      !std::ranges::all_of(p.label, is_class) || !std::ranges::all_of(p.predicted, is_class) ||
-      !std::ranges::all_of(p.probability, is_share))
-    fail(Exit::checkpoint, "{}: expected three columns of the same length, classes below 1000 and probabilities",
-         origin);
-  return p;
 }
 
 std::map<std::string, std::string> environment_of(const RunRecord& run) {

@@ -9,17 +9,10 @@
 #include "linnet/calibration.h"
 #include "linnet/config.h"
 #include "src/core/json.h"
+#include "src/train/run_files.h"
 #include "src/train/run_log.h"
 
 namespace linnet {
-
-// What a finished run said of each test image.
-struct Predictions {
-  std::vector<int32_t> label, predicted;
-  std::vector<double> probability;  // of the predicted class
-};
-// predictions.json. Error(Exit::checkpoint) for what Linnet did not write.
-Predictions parse_predictions(std::string_view text, const std::string& origin);
 
 struct RunRecord {
   std::filesystem::path dir;

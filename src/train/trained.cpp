@@ -8,7 +8,7 @@
 #include "linnet/weights.h"
 #include "src/core/file.h"
 #include "src/core/json.h"
-#include "src/train/run_images.h"
+#include "src/train/run_files.h"
 
 namespace linnet {
 

@@ -1,4 +1,6 @@
-#include "src/train/run_images.h"
+#include "src/train/run_files.h"
+
+#include <algorithm>
 
 #include "linnet/text.h"
 #include "src/core/json.h"
@@ -29,6 +31,26 @@ std::optional<RunImages> parse_run_images(std::string_view text, const std::stri
       if (const auto digest = at->find("xxh3"); digest != at->end() && digest->is_string())
         images.digests[split] = digest->get<std::string>();
   return images;
+}
+
+Predictions parse_predictions(std::string_view text, const std::string& origin) {
+  const Json json = parse_json(text, origin, Exit::checkpoint);
+  Predictions p;
+  try {
+    json.at("label").get_to(p.label);
+    json.at("predicted").get_to(p.predicted);
+    json.at("probability").get_to(p.probability);
+  } catch (const Json::exception& e) {
+    fail(Exit::checkpoint, "{}: expected predictions that Linnet wrote: {}", origin, escaped(e.what()));
+  }
+  const auto is_class = [](int32_t c) { return c >= 0 && c < 1000; };
+  const auto is_share = [](double v) { return v >= 0 && v <= 1; };
+  if (p.label.empty() || p.label.size() != p.predicted.size() || p.label.size() != p.probability.size() ||
+      !std::ranges::all_of(p.label, is_class) || !std::ranges::all_of(p.predicted, is_class) ||
+      !std::ranges::all_of(p.probability, is_share))
+    fail(Exit::checkpoint, "{}: expected three columns of the same length, classes below 1000 and probabilities",
+         origin);
+  return p;
 }
 
 }  // namespace linnet
