@@ -5,10 +5,12 @@
 #include <numeric>
 #include <set>
 
+#include "linnet/config.h"
 #include "linnet/dataset.h"
 #include "linnet/error.h"
 #include "linnet/pack.h"
 #include "linnet/safetensors.h"
+#include "linnet/trainer.h"
 #include "tests/picture_files.h"
 #include "tests/temp_dir.h"
 
@@ -174,6 +176,36 @@ TEST_F(PackTest, HoldsTheImagesAndTheirStatistics) {
   }
   EXPECT_EQ(pack.stats.mean, channel_stats(set.train).mean);
   EXPECT_EQ(pack.stats.std, channel_stats(set.train).std);
+}
+
+TEST_F(PackTest, ALimitTakesTheSameImagesForEverySeed) {
+  const auto limited = [&](int64_t limit, int64_t seed) {
+    Config config = parse_config("data.name = 'pack'", "test");
+    config.data.path = file;
+    config.data.limit = limit;
+    config.train.seed = seed;
+    return load_run_data(config);
+  };
+  const RunData some = limited(10, 0), all = limited(0, 0);
+  EXPECT_EQ(some.train.size(), 10);
+  EXPECT_EQ(some.train.pixels, limited(10, 1).train.pixels);
+  EXPECT_EQ(some.val.pixels, set.val.pixels);
+  EXPECT_EQ(some.test().pixels, set.test.pixels);
+  std::set<std::vector<uint8_t>> whole;
+  const auto image = [](const Images& images, int64_t i) {
+    const int64_t bytes = images.height * images.width * images.channels;
+    return std::vector(images.pixels.begin() + i * bytes, images.pixels.begin() + (i + 1) * bytes);
+  };
+  for (int64_t i = 0; i < all.train.size(); ++i) whole.insert(image(all.train, i));
+  for (int64_t i = 0; i < 10; ++i) EXPECT_TRUE(whole.contains(image(some.train, i)));
+  EXPECT_EQ(limited(set.train.size(), 0).train.pixels, set.train.pixels);
+  try {
+    limited(set.train.size() + 1, 0);
+    ADD_FAILURE() << "expected an Error";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.exit, Exit::usage);
+    expect_part(e.what(), "data.limit");
+  }
 }
 
 TEST_F(PackTest, DamageIsSeen) {

@@ -87,6 +87,7 @@ struct Config {
     std::string name = "cifar10";
     std::string path;
     int64_t val = 5000;
+    int64_t limit = 0;
     bool shuffle = true;
     bool drop_last = true;
     std::vector<double> mean, std;
@@ -407,6 +408,13 @@ void visit(C& c, F&& f) {
       .used_by_key = "data.name",
       .used_by = {"folder"}},
     c.data.test_share);
+  f(K{.name = "data.limit",
+      .doc = "use only so many training images, drawn once for all seeds; 0: all",
+      .min = 0,
+      .max = 1e9,
+      .used_by_key = "data.name",
+      .used_by = {"cifar10", "cifar100", "folder", "pack"}},
+    c.data.limit);
   f(K{.name = "data.shuffle", .doc = "a new order of the training images every epoch"}, c.data.shuffle);
   f(K{.name = "data.drop_last", .doc = "leave out the last, smaller batch of an epoch"}, c.data.drop_last);
   f(K{.name = "data.mean",

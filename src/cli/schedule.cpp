@@ -25,6 +25,7 @@ struct Options {
 
 // Of the training split, without loading it.
 std::optional<int64_t> training_images(const Config& c) {
+  if (c.data.limit > 0) return c.data.limit;
   if (c.data.name.starts_with("cifar")) return kCifar - c.data.val;
   if (c.data.name == "synthetic") return c.data.samples - c.data.val;
   return {};

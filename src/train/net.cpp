@@ -114,6 +114,10 @@ RunData load_run_data(Config& config) {
   } else if (data.test().size() == 0) {
     fail(Exit::data, "{} has no test images; add a folder test/, or raise data.test_share", config.data.path);
   }
+  if (const int64_t n = data.train.size(), limit = config.data.limit; limit > n)
+    fail(Exit::usage, "data.limit = {} is more than the {} training images; 0 takes all", limit, n);
+  else if (limit > 0 && limit < n)
+    data.train = subset(data.train, hold_out(n, limit).val);
   if (config.data.mean.empty()) {
     const ChannelStats stats = channel_stats(data.train);
     config.data.mean.assign(stats.mean.begin(), stats.mean.end());
