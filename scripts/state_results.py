@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes what was measured into the second line of each config of a folder: accuracy, time, where, and the command.
   linnet sweep configs/convnet/*.toml --epochs 1 --out runs/all && scripts/state_results.py configs/convnet runs/all [note on the time]
-A config's runs are those below the folder whose names begin with the config's name."""
+A config's runs are those below the folder that a sweep has named after it."""
 import datetime
 import json
 import pathlib
@@ -13,7 +13,7 @@ for config in sorted(configs.glob("*.toml")):
     found = []
     for summary in sorted(runs.rglob("summary.json")):
         run = summary.parent
-        if re.fullmatch(re.escape(config.stem) + r"_s\d+", run.name):
+        if re.fullmatch(f"(?:{re.escape(configs.name)}-)?{re.escape(config.stem)}" + r"_s\d+", run.name):
             found.append((run, json.loads(summary.read_text()), json.loads((run / "env.json").read_text())))
     done = [f for f in found if f[1]["status"] == "done"]
     lines = config.read_text().splitlines()
@@ -30,8 +30,8 @@ for config in sorted(configs.glob("*.toml")):
         date = datetime.date.fromisoformat(env["started"][:10])
         lines[1] = (f"# Measured: {100 * acc:.2f} % of the test images after {epochs} epoch{'s' * (epochs > 1)}" +
                     (f" instead of {own}" if epochs != own else "") + f" (--epochs {epochs}; seeds {seeds}),\n# {seconds:.0f} s"
-                    f"{' ' + note if note else ''}: {where}, {env.get('threads', '?')} threads, {date}, {env['linnet']}.")
-        if lines[2].startswith("# ") and " threads, " in lines[2]:  # of the time before
+                    f"{' ' + note if note else ''}: {where}, {env.get('threads', '?')} thread{'s' * (str(env.get('threads')) != '1')}, {date}, {env['linnet']}.")
+        if lines[2].startswith("# ") and re.search(" threads?, ", lines[2]):  # of the time before
             del lines[2]
     config.write_text("\n".join(lines) + "\n")
     print(config, "-", lines[1])
