@@ -50,13 +50,16 @@ LINNET_AVX512 void rows_avx512(int64_t begin, int64_t end, int64_t columns, cons
 
 struct CpuExec {
   ThreadPool* pool;
-  bool avx512 = false;  // the processor has it
+  bool avx512 = false;           // the processor has it
+  mutable int64_t launches = 0;  // so far, to count what a GPU would be given
 
+  static constexpr bool kLaunchesCost = false;
   static constexpr int64_t kPiece = 1 << 14;  // elements: large enough to hide the hand-over, small enough to share out
 
   // f(i) for every i. `cost` is the work of one call in units of one simple element.
   template <class F>
   void for_each(int64_t n, const F& f, int64_t cost = 1) const {
+    launches += n > 0;
     const int64_t piece = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, cost));
     pool->run((n + piece - 1) / piece, [&](int64_t k, int) {
       const int64_t end = std::min(n, (k + 1) * piece);
@@ -68,6 +71,7 @@ struct CpuExec {
   // f(row, column) for every pair: rows are shared out, columns run in the inner loop.
   template <class F>
   void for_each_2d(int64_t rows, int64_t columns, const F& f, int64_t cost = 1) const {
+    launches += rows * columns > 0;
     const int64_t piece = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, columns * cost));
     pool->run((rows + piece - 1) / piece, [&](int64_t k, int) {
       const int64_t end = std::min(rows, (k + 1) * piece);
@@ -78,6 +82,7 @@ struct CpuExec {
   // finish(sum of term(i)) in double: eight lanes a piece (so that it vectorises), then lanes and pieces in order.
   template <class Term, class Finish>
   void reduce(int64_t n, const Term& term, const Finish& finish) const {
+    launches += n > 0 ? 2 : 1;
     constexpr int kLanes = 8;
     const int64_t pieces = (n + kPiece - 1) / kPiece;
     std::vector<double> partial(size_t(pieces), 0.0);

@@ -54,18 +54,22 @@ __global__ void finish_sum_kernel(int blocks, const double* partial, Finish fini
 }
 
 struct CudaExec {
+  static constexpr bool kLaunchesCost = true;  // some microseconds each: one kernel rather than two simpler ones
   cudaStream_t stream;
-  double* partial;  // [kReduceMaxBlocks], on the device
+  double* partial;               // [kReduceMaxBlocks], on the device
+  mutable int64_t launches = 0;  // so far
 
   template <class F>
   void for_each(int64_t n, const F& f, int64_t = 1) const {
     if (n == 0) return;
+    ++launches;
     for_each_kernel<<<launch_blocks(n, kLaunchMaxBlocks), kLaunchThreads, 0, stream>>>(n, f);
     check_launch(typeid(F));
   }
   template <class F>
   void for_each_2d(int64_t rows, int64_t columns, const F& f, int64_t = 1) const {
     if (rows * columns == 0) return;
+    ++launches;
     const int blocks = launch_blocks(rows * columns, kLaunchMaxBlocks);
     for_each_2d_kernel<<<blocks, kLaunchThreads, 0, stream>>>(rows, columns, f);
     check_launch(typeid(F));
@@ -73,6 +77,7 @@ struct CudaExec {
   template <class Term, class Finish>
   void reduce(int64_t n, const Term& term, const Finish& finish) const {
     const int blocks = launch_blocks(n, kReduceMaxBlocks);
+    launches += blocks > 0 ? 2 : 1;
     if (blocks > 0) partial_sums_kernel<<<blocks, kLaunchThreads, 0, stream>>>(n, term, partial);
     finish_sum_kernel<<<1, kLaunchThreads, 0, stream>>>(blocks, partial, finish);
     check_launch(typeid(Term));

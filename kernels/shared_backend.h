@@ -12,12 +12,13 @@
 
 namespace linnet {
 
-// Calls f with a value of the activation type: float or bf16.
+// Calls f with a value of the activation type: float, bf16 or fp16.
 template <class F>
 void by_type(DType dtype, const F& f) {
   if (dtype == DType::f32) return f(float{});
   if (dtype == DType::bf16) return f(bf16{});
-  fail(Exit::failure, "[backend] expected activations of f32 or bf16, got {}", name_of(dtype));
+  if (dtype == DType::fp16) return f(fp16{});
+  fail(Exit::failure, "[backend] expected activations of f32, bf16 or fp16, got {}", name_of(dtype));
 }
 
 template <class Exec>
@@ -183,14 +184,19 @@ class SharedBackend : public Backend {
     std::visit(
         [&]<class R>(const R& r) {
           const Segment& s = flat.segments[size_t(segment)];
-          for (const bool decays : {true, false}) {  // two launches: one comparison less for every element
-            const int64_t begin = s.begin + (decays ? 0 : s.n_decay), n = decays ? s.n_decay : s.n - s.n_decay;
-            if (n == 0) continue;
-            ApplyRule<R> f{
-                r,      ptr<float>(flat.master) + begin, ptr<float>(flat.grad) + begin, {}, decays, clip, memory(step),
+          const auto launch = [&]<bool kMixed>(std::bool_constant<kMixed>, int64_t begin, int64_t n, int64_t n_decay) {
+            if (n == 0) return;
+            ApplyRule<R, kMixed> f{
+                r,      ptr<float>(flat.master) + begin, ptr<float>(flat.grad) + begin, {}, n_decay, clip, memory(step),
                 segment};
             for (int k = 0; k < R::kSlots; ++k) f.slot[k] = ptr<float>(flat.slots) + k * flat.n + begin;
             exec_.for_each(n, f);
+          };
+          if (Exec::kLaunchesCost) {
+            launch(std::true_type{}, s.begin, s.n, s.n_decay);
+          } else {
+            launch(std::false_type{}, s.begin, s.n_decay, s.n_decay);
+            launch(std::false_type{}, s.begin + s.n_decay, s.n - s.n_decay, 0);
           }
         },
         rule);

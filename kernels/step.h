@@ -22,6 +22,8 @@ struct StepParams {
   int64_t step = 0;   // 0-based, over the whole run
   uint64_t seed = 0;
   int32_t max_bad_in_row = 0;  // more bad steps in a row than this, and all further ones are left out
+  // The same where the loss is finite and only its gradient is not: in fp16 that is the loss scale's fault.
+  int32_t max_overflows_in_row = 0;
   GroupStep group[kMaxGroups];
 };
 
@@ -32,6 +34,7 @@ struct StepResult {
   double residue = 0;      // of the new running statistics: 0, but NaN where one is not finite
   int32_t bad = 0;         // loss, gradient or statistics are not finite: the update is not applied
   int32_t bad_in_row = 0;  // so many have come one after the other
+  int32_t halted = 0;      // too many
   int64_t bad_step = -1;   // the first of them
   int64_t clipped = 0;     // steps so far whose gradient was scaled down
   int64_t skipped = 0;     // steps so far that were bad

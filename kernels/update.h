@@ -8,7 +8,13 @@ namespace linnet {
 struct Clip {
   float norm = 0;   // global L2 norm; 0: off
   float value = 0;  // of each element; 0: off
-  LINNET_HD float clamp(float g) const { return value > 0 ? (g > value ? value : g < -value ? -value : g) : g; }
+  // What the loss was multiplied with before backward, a power of two; it is taken out before anything else is done.
+  float loss_scale = 1;
+  LINNET_HD float unscaled(float g) const { return g * (1 / loss_scale); }  // exact, as the factor is
+  LINNET_HD float clamp(float g) const {
+    g = unscaled(g);
+    return value > 0 ? (g > value ? value : g < -value ? -value : g) : g;
+  }
 };
 
 // The step's gradient: its norm, whether it and the loss are finite, the factor that clips it
@@ -41,27 +47,30 @@ struct JudgeStep {
     const float factor = clip.norm / (norm + 1e-6f);
     r.grad_norm = norm;
     r.clip_scale = clip.norm > 0 && factor < 1 ? factor : 1.f;
-    // After more bad steps in a row than allowed, every further one is left out: the host will see it.
-    const bool halted = r.bad_in_row > m->params.max_bad_in_row;
     // A gradient whose square is no float would make the state of an optimizer infinite.
     const double square = sum_of_squares * r.clip_scale * r.clip_scale;
-    r.bad = halted || !(square <= kLargestFloat) || !is_finite(sums[0]) || !is_finite(r.residue);
+    const bool overflow = !(square <= kLargestFloat), diverged = !is_finite(sums[0]) || !is_finite(r.residue);
+    // After more bad steps in a row than allowed, every further one is left out: the host will see it.
+    const bool halted = r.halted != 0;
+    r.bad = halted || overflow || diverged;
     if (halted) return;
     if (r.bad && r.bad_in_row == 0) r.bad_step = m->params.step;
     r.bad_in_row = r.bad ? r.bad_in_row + 1 : 0;
+    r.halted = r.bad_in_row > (diverged ? m->params.max_bad_in_row : m->params.max_overflows_in_row);
     r.skipped += r.bad;
     r.clipped += !r.bad && r.clip_scale < 1;
   }
 };
 
-// Element i of a group's part of the flat buffers under its rule; decayed parameters come first.
-template <class R>
+// Element i of a group's part of the flat buffers under its rule; the first n_decay ones are decayed. kMixed: not all
+// of them alike, which costs a comparison for every element.
+template <class R, bool kMixed>
 struct ApplyRule {
   R rule;
   float* __restrict__ w;
   const float* __restrict__ g;
   float* __restrict__ slot[R::kSlots > 0 ? R::kSlots : 1];
-  bool decays;
+  int64_t n_decay;
   Clip clip;
   const StepMemory* m;
   int group;
@@ -73,8 +82,9 @@ struct ApplyRule {
     float* __restrict__ w;
     const float* __restrict__ g;
     float* __restrict__ slot[R::kSlots > 0 ? R::kSlots : 1];
-    float limit, scale, weight_decay;  // the gradient is clamped to [-limit, limit], then scaled
+    float limit, scale, weight_decay;  // the gradient is clamped to [-limit, limit], then scaled; both know loss_scale
     bool bad;
+    int64_t n_decay;
     GroupStep p;
     // Without branches, so that the CPU's loop can use vector instructions.
     LINNET_HD void operator()(int64_t i) const {
@@ -83,7 +93,8 @@ struct ApplyRule {
       for (int k = 0; k < R::kSlots; ++k) s[k] = before[k] = slot[k][i];
       float good = w[i];
       if constexpr (R::kShifts) good = before[R::kTrueWeight];
-      const float next = rule(w[i], clamped * scale, s, weight_decay, p);
+      const float wd = kMixed && i >= n_decay ? 0.f : weight_decay;
+      const float next = rule(w[i], clamped * scale, s, wd, p);
       w[i] = bad ? good : next;
       for (int k = 0; k < R::kSlots; ++k) slot[k][i] = bad ? before[k] : s[k];
     }
@@ -94,10 +105,11 @@ struct ApplyRule {
             w,
             g,
             {},
-            clip.value > 0 ? clip.value : HUGE_VALF,
-            m->result.clip_scale,
-            decays ? float(p.weight_decay) : 0,
+            clip.value > 0 ? clip.value * clip.loss_scale : HUGE_VALF,
+            clip.unscaled(m->result.clip_scale),
+            n_decay > 0 ? float(p.weight_decay) : 0,
             m->result.bad != 0,
+            n_decay,
             p};
     for (int k = 0; k < R::kSlots; ++k) l.slot[k] = slot[k];
     return l;

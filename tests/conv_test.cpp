@@ -66,8 +66,9 @@ TEST_P(ConvTest, UsedTwice) {
   check_gradients(chain, be());
 }
 
-TEST_P(ConvTest, Bf16) {
+TEST_P(ConvTest, SixteenBits) {
   const OpCase c = conv_case(17, 8, 8, 16, 24, 3, {1, 1});
+  check_against_reference(c, be(), DType::fp16);
   try {
     check_against_reference(c, be(), DType::bf16);
   } catch (const Error& e) {  // a processor without bf16 instructions refuses, in words

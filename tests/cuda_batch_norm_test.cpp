@@ -1,7 +1,7 @@
 // The CUDA backend's batch norm on the CPU's executor: the same functors, the same launches, without a GPU.
 #include "kernels/exec_cpu.h"
 #include "op_case.h"
-#include "src/backend/cuda/batch_norm.h"
+#include "src/backend/batch_norm_with.h"
 
 namespace linnet {
 namespace {

@@ -46,9 +46,10 @@ TEST_P(NormTest, BatchNormAgainstReference) {
         for (bool train : {false, true}) check_against_reference(bn_case(x, relu, residual, train), be());
 }
 
-TEST_P(NormTest, BatchNormBf16) {
+TEST_P(NormTest, BatchNormInSixteenBits) {
   for (const Shape& x : kShapes)
-    for (bool relu : {false, true}) check_against_reference(bn_case(x, relu, true), be(), DType::bf16);
+    for (bool relu : {false, true})
+      for (DType dtype : {DType::bf16, DType::fp16}) check_against_reference(bn_case(x, relu, true), be(), dtype);
 }
 
 TEST_P(NormTest, BatchNormCentralDifferences) {

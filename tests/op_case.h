@@ -24,6 +24,7 @@ inline constexpr double kFloatTolerance = 1e-5;
 // bf16 keeps 8 bits. Two roundings of nearly the same number differ by at most one unit in the last place: 2^-7 of the
 // value.
 inline constexpr double kBf16Tolerance = 0x1p-7;
+inline constexpr double kFp16Tolerance = 0x1p-10;  // of 11 bits
 
 struct OpCase {
   std::string name;
@@ -91,7 +92,7 @@ class OpRun {
     }
     for (size_t i = 0; i < c.state.size(); ++i)
       operands_.state.push_back(&store_.add_buffer("state " + std::to_string(i), c.state[i], 0));
-    if (!c.params.empty()) store_.seal(be, 0, {.compute = dtype == DType::bf16 ? dtype : DType::f32});
+    if (!c.params.empty()) store_.seal(be, 0, {.compute = dtype == DType::f64 ? DType::f32 : dtype});
     reset_state();
     step_ = make_step(be);
     write_step(be, step_, {.step = 5, .seed = 11});
@@ -182,7 +183,8 @@ inline void check_against_reference(const OpCase& c, Backend& be, DType dtype = 
   ReferenceBackend reference;
   OpRun run(c, be, dtype);
   run.poison();
-  expect_close(run.run(), OpRun(c, reference, dtype).run(), dtype == DType::bf16 ? kBf16Tolerance : c.tolerance);
+  const double tolerance = dtype == DType::bf16 ? kBf16Tolerance : dtype == DType::fp16 ? kFp16Tolerance : c.tolerance;
+  expect_close(run.run(), OpRun(c, reference, dtype).run(), tolerance);
 }
 
 // f(x) + f(x) with the same x and the same parameters: twice everything, to the last bit.

@@ -46,8 +46,9 @@ TEST_P(PointwiseTest, AgainstReference) {
   for (const Shape& x : {Shape{3, 5, 7, 3}, {2, 1}}) check_against_reference(flatten_case(x), be());
 }
 
-TEST_P(PointwiseTest, Bf16) {
-  for (const OpCase& c : all_cases({17, 5, 5, 7})) check_against_reference(c, be(), DType::bf16);
+TEST_P(PointwiseTest, SixteenBits) {
+  for (DType dtype : {DType::bf16, DType::fp16})
+    for (const OpCase& c : all_cases({17, 5, 5, 7})) check_against_reference(c, be(), dtype);
 }
 
 TEST_P(PointwiseTest, CentralDifferences) {

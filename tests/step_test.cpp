@@ -56,7 +56,7 @@ Results make_batch(Backend& be, const BatchCase& c, DType dtype = DType::f32) {
 TEST_P(StepTest, BatchIsTheReferencesToTheBit) {
   ReferenceBackend reference;
   for (const BatchCase& c : kBatches)
-    for (DType dtype : {DType::f32, DType::bf16})
+    for (DType dtype : {DType::f32, DType::bf16, DType::fp16})
       expect_same_bits(make_batch(be(), c, dtype), make_batch(reference, c, dtype));
 }
 

@@ -44,8 +44,9 @@ TEST_P(WindowTest, AgainstReference) {
     check_against_reference(c, be());
 }
 
-TEST_P(WindowTest, Bf16) {
-  for (const OpCase& c : all_cases({{3, 7, 6, 5}})) check_against_reference(c, be(), DType::bf16);
+TEST_P(WindowTest, SixteenBits) {
+  for (DType dtype : {DType::bf16, DType::fp16})
+    for (const OpCase& c : all_cases({{3, 7, 6, 5}})) check_against_reference(c, be(), dtype);
 }
 
 TEST_P(WindowTest, CentralDifferences) {

@@ -55,7 +55,7 @@ struct MuonMemory {  // for the largest matrix, f32
 };
 struct Flat {
   Tensor master;   // [n] f32
-  Tensor compute;  // [n] bf16: the masters rounded; empty where products are f32
+  Tensor compute;  // [n] bf16 or fp16: the masters rounded; empty where products are f32
   Tensor grad;     // [n] f32
   Tensor slots;    // [slots, n] f32: the optimizer's state
   Tensor buffers;  // [m] f32: running statistics
@@ -89,6 +89,19 @@ struct Replay {
   virtual void run() = 0;
 };
 
+// What memory is asked for, while one of these lives: an error says who has how much. A string literal.
+class MemoryFor {
+ public:
+  explicit MemoryFor(const char* what) : before_(current_) { current_ = what; }
+  ~MemoryFor() { current_ = before_; }
+  MemoryFor(const MemoryFor&) = delete;
+  static const char* current() { return current_; }
+
+ private:
+  static thread_local const char* current_;
+  const char* before_;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -97,6 +110,17 @@ class Backend {
   virtual std::vector<std::pair<std::string, std::string>> info() const = 0;
   // The type of activations, f32 or bf16, in which training is fastest here: train.precision = "auto".
   virtual DType best_precision() const { return DType::f32; }
+  // What was chosen by timing so far, as one line of text; a resumed run gives it back before its first step, and the
+  // same is chosen again. Empty: nothing is chosen.
+  virtual std::string choices() const { return ""; }
+  virtual void set_choices(const std::string&) {}
+  // What has been done so far. In the steady state of training neither `allocations` nor `waits` grows.
+  struct Counters {
+    int64_t allocations = 0;  // pieces of memory asked of the system
+    int64_t waits = 0;        // the host waited for the device
+    int64_t launches = 0;     // kernels of kernels/, or what stands for them on the CPU
+  };
+  virtual Counters counters() const { return {}; }
 
   // -- memory. Sizes in bytes; memory is aligned to 64 bytes and uninitialised. Error(Exit::device) when there is none
   // left.
@@ -109,7 +133,7 @@ class Backend {
   virtual std::unique_ptr<Replay> capture(std::function<void()> step) = 0;
 
   // -- vendor libraries: oneDNN, or cuDNN and cuBLAS
-  // y [n,oh,ow,k] = x [n,h,w,c] * w [k,r,s,c]. x, y and w (a parameter's `compute`) are f32 or bf16 alike, dw is f32;
+  // y [n,oh,ow,k] = x [n,h,w,c] * w [k,r,s,c]. x, y and w (a parameter's `compute`) are f32 or 16-bit alike, dw is f32;
   // sums are f32 or better. moments [2,k] f64 (may be null) is for a batch norm of y: whoever has each channel's mean
   // and its sum of squared deviations from it at hand writes them and returns true; others return false.
   virtual bool conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv, const Tensor* moments) = 0;
@@ -129,12 +153,12 @@ class Backend {
   virtual void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                            const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
                            Bn) = 0;
-  // c [m,n] = op(a) op(b), row-major; ta/tb: the matrix is stored transposed. a and b are f32 or bf16 alike, and so is
-  // c, or c is f32 where they are bf16.
+  // c [m,n] = op(a) op(b), row-major; ta/tb: the matrix is stored transposed. a and b are f32 or 16-bit alike, and so
+  // is c, or c is f32 where they are 16-bit.
   virtual void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) = 0;
 
   // -- functors of kernels/, launched by SharedBackend<Exec>
-  virtual void cast(const Tensor& y, const Tensor& x) = 0;  // between f32 and bf16
+  virtual void cast(const Tensor& y, const Tensor& x) = 0;  // between f32, bf16 and fp16
   virtual void unary(const Unary&, const Tensor& y, const Tensor& x) = 0;
   virtual void unary_grad(const Unary&, const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& y) = 0;
   virtual void add(const Tensor& y, const Tensor& a, const Tensor& b) = 0;            // y may be a: in place
@@ -185,8 +209,16 @@ class Backend {
 // whichever is faster.
 enum class ConvMethod { fastest, direct, winograd };
 
-// "cpu" or "cuda"; "auto" takes a GPU when there is a usable one. Error(Exit::device) says why one cannot be had.
-std::unique_ptr<Backend> make_backend(const std::string& name, ConvMethod = ConvMethod::fastest);
+// How a backend computes where it has a choice; all but the first line is a GPU's.
+struct BackendOptions {
+  ConvMethod conv = ConvMethod::fastest;
+  bool tf32 = false;          // f32 products may round their operands to 10 bits
+  bool deterministic = true;  // only convolutions that give the same bits every time
+  bool autotune = false;      // time the allowed ones, once; otherwise the first that is offered
+};
+// "cpu" or "cuda"; "auto" takes a GPU when there is a usable one; "check" is cuda with every result compared with the
+// cpu's. Error(Exit::device) says why a GPU cannot be had.
+std::unique_ptr<Backend> make_backend(const std::string& name, const BackendOptions& = {});
 
 // A tensor for StepMemory on `backend`, and its two halves.
 Tensor make_step(Backend&);

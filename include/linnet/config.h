@@ -134,6 +134,8 @@ struct Config {
     int64_t seed = 0;
     double label_smoothing = 0;
     std::string precision = "auto";
+    double loss_scale = 0;
+    bool tf32 = false, deterministic = true, autotune = true, graph = true;
     std::string conv = "auto";
     std::string device = "auto";
     std::string on_nonfinite = "stop";
@@ -562,14 +564,30 @@ void visit(C& c, F&& f) {
     c.train.label_smoothing);
   f(K{.name = "train.precision",
       .doc = "type of activations and of the weights in products; masters, statistics and sums are f32. auto: bf16 "
-             "where the processor has instructions for it",
-      .choices = {"auto", "f32", "bf16"}},
+             "on a GPU and where the processor has instructions for it",
+      .choices = {"auto", "f32", "bf16", "fp16"}},
     c.train.precision);
+  f(K{.name = "train.loss_scale",
+      .doc = "the gradient is computed of the loss times this, a power of two; 0: 1024 in fp16, else 1",
+      .min = 0,
+      .max = 16777216},
+    c.train.loss_scale);
+  f(K{.name = "train.tf32", .doc = "on a GPU: f32 products may round their operands to 10 bits"}, c.train.tf32);
+  f(K{.name = "train.deterministic", .doc = "on a GPU: only convolutions that give the same bits every time"},
+    c.train.deterministic);
+  f(K{.name = "train.autotune",
+      .doc = "on a GPU: time the allowed convolutions once and take the fastest (a resumed run repeats the choice); "
+             "false: cuDNN's first offer, the same in every run"},
+    c.train.autotune);
+  f(K{.name = "train.graph", .doc = "on a GPU: from the third step on a step is one captured graph"}, c.train.graph);
   f(K{.name = "train.conv",
       .doc = "convolutions on the CPU: direct (oneDNN), winograd (own, for 3x3 with stride 1), or the faster one",
       .choices = {"auto", "direct", "winograd"}},
     c.train.conv);
-  f(K{.name = "train.device", .doc = "where to train", .choices = {"auto", "cpu", "cuda"}}, c.train.device);
+  f(K{.name = "train.device",
+      .doc = "where to train; check: on the GPU, with every result compared with the CPU's",
+      .choices = {"auto", "cpu", "cuda", "check"}},
+    c.train.device);
   f(K{.name = "train.on_nonfinite",
       .doc =
           "a loss or gradient that is not finite: end the run, leave the step out, or go back to the last checkpoint",

@@ -14,7 +14,7 @@
 
 namespace linnet {
 
-enum class DType : uint8_t { u8, i32, f32, bf16, f64 };
+enum class DType : uint8_t { u8, i32, f32, bf16, fp16, f64 };
 enum class Device : uint8_t { cpu, cuda };
 
 size_t size_of(DType);
@@ -30,6 +30,8 @@ template <>
 inline constexpr DType dtype_of<float> = DType::f32;
 template <>
 inline constexpr DType dtype_of<bf16> = DType::bf16;
+template <>
+inline constexpr DType dtype_of<fp16> = DType::fp16;
 template <>
 inline constexpr DType dtype_of<double> = DType::f64;
 

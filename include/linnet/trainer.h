@@ -3,6 +3,7 @@
 #pragma once
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,9 +35,10 @@ RunData load_run_data(Config& config);
 FolderOptions folder_options(const Config&);
 std::vector<std::string> notes_of(const DataSet&);
 
-// train.precision and train.conv as the code has them. "auto" is what is fastest on `backend`.
+// Keys of [train] as the code has them. precision "auto" is what is fastest on `backend`.
 DType precision_of(const Config& config, const Backend& backend);
-ConvMethod conv_method(const Config& config);
+BackendOptions backend_options(const Config& config);
+double loss_scale_of(const Config& config);
 
 // A data set on a device, in the form that make_batch reads.
 BatchSource upload_source(Backend&, const Images&, const std::vector<double>& mean, const std::vector<double>& std);
@@ -196,7 +198,9 @@ class Trainer {
   std::string state_hash();  // XXH3-128 over parameters, optimizer state and buffers
   // Of the plain weights, once the test set was read; empty before.
   const std::vector<Prediction>& test_predictions() const { return test_predictions_; }
-  // Batch memory of the last step, and its loss.
+  // The last step's gradient, without the loss scale that is still in Flat::grad. On the host, as it lies in Flat.
+  std::vector<float> gradient();
+  // Batch memory of the last step, and its loss; of the last full one where a GPU replays steps of several sizes.
   const Tensor& batch() const { return batch_; }
   const Tensor& labels() const { return labels_; }
   float last_loss();
@@ -213,6 +217,7 @@ class Trainer {
   void add_update_ratios(Row&);
   bool end_epoch(const Row&);
   void check_result();
+  Outcome run_steps(const std::vector<Observer*>&, const std::function<bool()>& stop);
   BadStep examine_bad_step(int64_t step);
   Row test_row();
 
@@ -220,6 +225,7 @@ class Trainer {
   Backend& backend_;
   const RunData& data_;
   int64_t batches_per_epoch_, accumulate_, steps_per_epoch_;
+  float loss_scale_;  // in all gradients until the update takes it out
   Updater updater_;
   Net net_;
   Tape tape_;
@@ -236,8 +242,12 @@ class Trainer {
   Tensor best_, best_buffers_;    // of early stopping
   Tensor before_;                 // the weights before the epoch's last step
   std::vector<Prediction> test_predictions_;
-  std::unique_ptr<Replay> replay_;
-  int64_t eager_steps_ = 0;
+  struct Repeated {
+    int64_t eager = 0;  // how often it was run
+    std::unique_ptr<Replay> replay;
+  };
+  std::map<int64_t, Repeated> repeated_;  // steps of so many images
+  int64_t known_good_ = 0;                // the last step after which the device has answered
   Progress at_;
 };
 

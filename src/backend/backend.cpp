@@ -1,16 +1,37 @@
 #include "linnet/backend.h"
 
+#include <algorithm>
 #include <cstddef>
+#include <functional>
 
 #include "backends.h"
 
 namespace linnet {
 
-std::unique_ptr<Backend> make_backend(const std::string& name, ConvMethod conv) {
-  if (name == "cpu") return make_cpu_backend(default_threads(), conv);
-  if (name == "cuda") return make_cuda_backend();
-  if (name == "auto") return make_backend(cuda_usable().empty() ? "cuda" : "cpu", conv);
-  fail(Exit::usage, "unknown device '{}': expected auto, cpu or cuda", name);
+thread_local const char* MemoryFor::current_ = "other things";
+
+std::unique_ptr<Backend> make_backend(const std::string& name, const BackendOptions& options) {
+  if (name == "cpu") return make_cpu_backend(default_threads(), options.conv);
+  if (name == "cuda") return make_cuda_backend(options);
+  if (name == "auto") return make_backend(cuda_usable().empty() ? "cuda" : "cpu", options);
+  if (name == "check")
+    return make_check_backend(make_cuda_backend(options), make_backend("cpu", options), options.tf32);
+  fail(Exit::usage, "unknown device '{}': expected auto, cpu, cuda or check", name);
+}
+
+std::string MemoryAccount::text() const {
+  std::vector<std::pair<size_t, std::string>> lines;
+  size_t all = 0;
+  for (const auto& [what, bytes] : bytes_) {
+    if (bytes == 0) continue;
+    lines.emplace_back(bytes, what);
+    all += bytes;
+  }
+  std::ranges::sort(lines, std::greater<>());
+  std::string text = fmt::format("Linnet holds {} MiB", all >> 20);
+  for (size_t i = 0; i < lines.size(); ++i)
+    text += fmt::format("{} {} MiB for {}", i ? "," : ":", lines[i].first >> 20, lines[i].second);
+  return text;
 }
 
 Tensor make_step(Backend& backend) {

@@ -33,7 +33,7 @@ struct Ground {
   BatchSource plain;
 
   explicit Ground(const Options& o) : config(load_config(o.config, o.set)), all(load_run_data(config)) {
-    backend = make_backend(config.train.device, conv_method(config));
+    backend = make_backend(config.train.device, backend_options(config));
     const int64_t largest = std::ranges::max(o.batches);
     data = some_of(all.train, std::max(o.samples * largest, o.steps * config.train.batch_size));
     if (data.train.size() < 2 * largest)

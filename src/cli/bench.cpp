@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <functional>
+#include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -23,7 +26,7 @@ struct Options {
   int64_t batch = 128;
   int threads = default_threads();
   double seconds = 5;
-  bool json = false;
+  bool json = false, turns = false;
 };
 
 std::string info(const Backend& backend, std::string_view key) {
@@ -99,8 +102,9 @@ struct Subject {
     config = parse_config(text, "bench");
     data = load_run_data(config);
     const int64_t begin = now_ns();
-    backend = make_profiler(
-        o.device == "cpu" ? make_cpu_backend(o.threads, conv_method(config)) : make_backend(o.device), log);
+    backend = make_profiler(o.device == "cpu" ? make_cpu_backend(o.threads, backend_options(config).conv)
+                                              : make_backend(o.device, backend_options(config)),
+                            log);
     trainer.emplace(config, *backend, data);
     step();
     backend->synchronize();
@@ -123,6 +127,33 @@ Json about(const Options& o, const Backend& backend, DType type) {
           {"version", version()}};
 }
 
+double image_rate(const Options& o, double ms) { return double(o.batch) / ms * 1e3; }
+
+// Many milliseconds a step for at least --seconds.
+std::vector<double> measure_ms(const Options& o, int64_t group, const std::function<double()>& group_ms) {
+  std::vector<double> ms;
+  for (double spent = 0; spent < o.seconds * 1e3 || ms.size() < 3; spent += ms.back() * double(group))
+    ms.push_back(group_ms());
+  return ms;
+}
+
+// The protocol of bench/vs_pytorch: a line when it is ready, then a measurement for every line on stdin.
+int bench_in_turns(const Options& o, int64_t group, const std::function<double()>& group_ms) {
+  fmt::print("{}\n", Json({{"ready", version()}}).dump());
+  std::fflush(stdout);
+  for (std::string line; std::getline(std::cin, line);) {
+    const std::vector<double> ms = measure_ms(o, group, group_ms);
+    fmt::print("{}\n", Json({{"images_per_s", image_rate(o, median(ms))},
+                             {"ms", median(ms)},
+                             {"ms_min", *std::ranges::min_element(ms)},
+                             {"steps", int64_t(ms.size()) * group},
+                             {"peak_rss_mb", peak_rss_mb()}})
+                           .dump());
+    std::fflush(stdout);
+  }
+  return int(Exit::ok);
+}
+
 int bench_steps(const Options& o) {
   Subject s(o, std::max<int64_t>(2048, 8 * o.batch));
   const bool cpu = s.backend->device() == Device::cpu;
@@ -135,9 +166,8 @@ int bench_steps(const Options& o) {
     return double(now_ns() - begin) * 1e-6 / double(group);
   };
   for (int i = 0; i < 3; ++i) run_group_ms();  // fills the pool and the caches of plans
-  std::vector<double> ms;
-  for (double spent = 0; spent < o.seconds * 1e3 || ms.size() < 3; spent += ms.back() * double(group))
-    ms.push_back(run_group_ms());
+  if (o.turns) return bench_in_turns(o, group, run_group_ms);
+  const std::vector<double> ms = measure_ms(o, group, run_group_ms);
   if (!std::isfinite(s.trainer->last_loss()))
     fail(Exit::diverged, "the loss is not finite: these are no training steps");
   const double middle = median(ms), least = *std::ranges::min_element(ms);
@@ -154,7 +184,7 @@ int bench_steps(const Options& o) {
     lines = lines_of(s.log->spans(), steps, o.what, s.trainer->net().params());
   }
 
-  Json json = {{"images_per_s", double(o.batch) / middle * 1e3},
+  Json json = {{"images_per_s", image_rate(o, middle)},
                {"ms", middle},
                {"ms_min", least},
                {"steps", int64_t(ms.size()) * group},
@@ -318,12 +348,14 @@ void add_bench(CLI::App& app, Command& command) {
       ->check(CLI::IsMember({"step", "layers", "ops", "eval", "optimizers"}));
   verb->add_option("--model", o->model, "network (`linnet list models`)")->capture_default_str();
   verb->add_option("--batch", o->batch, "images per step")->check(CLI::Range(1, 65536))->capture_default_str();
-  verb->add_option("--precision", o->precision, "auto, f32 or bf16")->check(CLI::IsMember({"auto", "f32", "bf16"}));
+  verb->add_option("--precision", o->precision, "auto, f32, bf16 or fp16")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "fp16"}));
   verb->add_option("--conv", o->conv, "auto, direct or winograd")->check(CLI::IsMember({"auto", "direct", "winograd"}));
   verb->add_option("--device", o->device, "cpu, cuda or auto")->capture_default_str();
   verb->add_option("--threads", o->threads, "threads on the CPU")->check(CLI::Range(1, 1024))->capture_default_str();
   verb->add_option("--seconds", o->seconds, "how long to measure")->check(CLI::PositiveNumber)->capture_default_str();
   verb->add_flag("--json", o->json, "one JSON object on stdout");
+  verb->add_flag("--turns", o->turns, "step: measure once for every line on stdin, one JSON object each");
   verb->callback([=, &command] {
     command = [=] {
       return o->what == "eval" ? bench_eval(*o) : o->what == "optimizers" ? bench_optimizers(*o) : bench_steps(*o);

@@ -49,7 +49,7 @@ struct Scratch {
 [[noreturn]] void train_in_child(const fs::path& dir, Config config, int64_t steps) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);  // it does not outlive the check
   try {
-    const auto backend = make_backend(config.train.device, conv_method(config));
+    const auto backend = make_backend(config.train.device, backend_options(config));
     const RunData data = load_run_data(config);
     Trainer trainer(config, *backend, data);
     auto run = fs::exists(dir / "config.toml")
@@ -173,7 +173,7 @@ int run_checks(const Options& o) {
   if (wanted(kResume.name)) run(kResume, [&] { return check_resume(config); });
   if (o.only.size() != 1 || o.only[0] != kResume.name) {
     const RunData data = load_run_data(config);
-    const auto backend = make_backend(config.train.device, conv_method(config));
+    const auto backend = make_backend(config.train.device, backend_options(config));
     config.train.precision = linnet::name_of(precision_of(config, *backend));
     Terminal inner = terminal;
     inner.columns -= 2;  // the pictures stand two columns in

@@ -60,7 +60,7 @@ int evaluate(const Options& o) {
 
   RunData data = load_run_data(config);
   for (const std::string& note : data.notes) tell("note: " + note + "\n");
-  const auto backend = make_backend(o.device, conv_method(config));
+  const auto backend = make_backend(o.device, backend_options(config));
   const Images images = o.split == "test" ? data.test() : std::move(o.split == "val" ? data.val : data.train);
   if (images.size() == 0) fail(Exit::data, "the {} split is empty", o.split);
   note_other_images(trained, o.split, images);

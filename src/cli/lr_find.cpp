@@ -74,7 +74,7 @@ int lr_find(const Options& o) {
   if (!(o.from < o.to)) fail(Exit::usage, "--from {} is not below --to {}", o.from, o.to);
   Config config = load_config(o.config, o.set);
   const RunData all = load_run_data(config);
-  const auto backend = make_backend(config.train.device, conv_method(config));
+  const auto backend = make_backend(config.train.device, backend_options(config));
   Config plain = at_constant_lr(plain_config(config));
   plain.train.lr_scaling = "none";  // the rates are those of the test
   plain.train.precision = name_of(precision_of(config, *backend));

@@ -211,7 +211,8 @@ std::string cost_key(Config config) {
 // Seconds for an epoch, from a few steps.
 double seconds_per_epoch(const Config& config, int threads, const RunData& data) {
   const bool cuda = config.train.device == "cuda" || (config.train.device == "auto" && cuda_usable().empty());
-  const std::unique_ptr<Backend> backend = cuda ? make_cuda_backend() : make_cpu_backend(threads);
+  const std::unique_ptr<Backend> backend =
+      cuda ? make_cuda_backend(backend_options(config)) : make_cpu_backend(threads);
   Trainer trainer(config, *backend, data);
   int64_t done = 0;
   const auto seconds_of_step = [&] {

@@ -93,6 +93,7 @@ std::vector<std::string> TrainingOptions::overrides() const {
   if (seed) all.push_back(fmt::format("train.seed={}", *seed));
   if (epochs) all.push_back(fmt::format("train.epochs={}", *epochs));
   if (!device.empty()) all.push_back("train.device=" + device);
+  if (no_graph) all.push_back("train.graph=false");
   return all;
 }
 
@@ -106,7 +107,8 @@ void TrainingOptions::add_to(CLI::App& verb, bool fresh) {
   verb.add_option("-s,--set", set, "override a key: --set optimizer.lr=0.05 (may be repeated)")
       ->allow_extra_args(false);
   if (fresh) verb.add_option("-o,--out", out, "folder of the run; must not exist or be empty (default: below runs/)");
-  verb.add_option("--device", device, "auto, cpu or cuda: the same as --set train.device=");
+  verb.add_option("--device,--backend", device, "auto, cpu, cuda or check: the same as --set train.device=");
+  verb.add_flag("--no-graph", no_graph, "the same as --set train.graph=false: a GPU gets each step call by call");
   if (fresh) verb.add_option("--seed", seed, "the same as --set train.seed=");
   verb.add_option("--epochs", epochs, "the same as --set train.epochs=");
   verb.add_option("--max-time", max_time, "save and stop after this time (90s, 15m, 1.5h), as SIGTERM does");
@@ -116,9 +118,11 @@ void TrainingOptions::add_to(CLI::App& verb, bool fresh) {
 }
 
 Workplace::Workplace(Config& config, const TrainingOptions& options)
-    : data(load_run_data(config)), backend(make_backend(config.train.device, conv_method(config))) {
+    : data(load_run_data(config)), backend(make_backend(config.train.device, backend_options(config))) {
   for (const std::string& note : data.notes) tell("note: " + note + "\n");
   config.train.precision = name_of(precision_of(config, *backend));  // a resumed run goes on in the same one
+  if (config.train.precision == "fp16" && backend->device() == Device::cpu)
+    tell("note: the CPU computes fp16 through f32: for comparisons, it is slower than f32\n");
   if (!options.profile.empty()) {
     spans = std::make_shared<CallLog>();
     backend = make_profiler(std::move(backend), spans);
@@ -190,7 +194,9 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
       step = diverged->bad;
     else if (bad)  // the save behind a step found a state that is not finite
       step = {.step = trainer.global_step() - 1, .epoch = trainer.progress().epoch, .loss = NAN, .where = e.what()};
-    run.fail_run(bad ? "diverged" : "failed", why, bad ? nullptr : &trainer, step ? &*step : nullptr);
+    // A device that has failed gives no weights, or wrong ones: what was saved before it stands.
+    const bool lost = error && error->exit == Exit::device;
+    run.fail_run(bad ? "diverged" : "failed", why, bad || lost ? nullptr : &trainer, step ? &*step : nullptr);
     if (diverged) throw Diverged(why, diverged->bad);
     throw;
   }

@@ -19,7 +19,7 @@ struct TrainingOptions {
   std::string out, device;
   std::optional<int64_t> seed, epochs;
   std::string max_time, profile;
-  bool json = false, strict = false;
+  bool json = false, strict = false, no_graph = false;
 
   // The --set list with what --seed, --epochs and --device stand for.
   std::vector<std::string> overrides() const;

@@ -42,6 +42,7 @@ Buffer& ParamStore::add_buffer(const std::string& name, const Shape& shape, floa
 
 void ParamStore::seal(Backend& backend, uint64_t seed, const Layout& layout) {
   require(!flat_.master, "[param] the store is sealed already");
+  const MemoryFor what("weights, gradients and the optimizer's state (the model)");
   // Each parameter starts on a 64-byte line; the numbers between are zero and stay zero under every rule.
   const auto padded = [](int64_t n) { return (n + 15) / 16 * 16; };
   const auto decays = [&](const Param& p) { return p.decay || layout.decay_all; };

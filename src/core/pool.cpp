@@ -33,6 +33,7 @@ Tensor Pool::empty(const Shape& shape, DType dtype) {
   if (auto found = free_->upper_bound(bytes); found != free_->begin() && (--found)->first == bytes) {
     lease->block = std::move(free_->extract(found).mapped());
   } else {
+    const MemoryFor what("activations and their gradients (train.batch_size, the model)");
     lease->block = backend_.allocate(bytes);
     ++misses_;
   }

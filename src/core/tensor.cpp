@@ -7,6 +7,7 @@ size_t size_of(DType d) {
     case DType::u8:
       return 1;
     case DType::bf16:
+    case DType::fp16:
       return 2;
     case DType::i32:
     case DType::f32:
@@ -27,6 +28,8 @@ const char* name_of(DType d) {
       return "f32";
     case DType::bf16:
       return "bf16";
+    case DType::fp16:
+      return "fp16";
     case DType::f64:
       return "f64";
   }

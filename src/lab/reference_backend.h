@@ -42,6 +42,8 @@ struct Values {
         return double(t.data<float>()[i]);
       case DType::bf16:
         return double(float(t.data<bf16>()[i]));
+      case DType::fp16:
+        return double(float(t.data<fp16>()[i]));
       case DType::f64:
         return t.data<double>()[i];
     }
@@ -60,6 +62,9 @@ struct Values {
         return;
       case DType::bf16:
         t.data<bf16>()[i] = bf16(float(x));
+        return;
+      case DType::fp16:
+        t.data<fp16>()[i] = fp16(float(x));
         return;
       case DType::f64:
         t.data<double>()[i] = x;
@@ -423,21 +428,26 @@ class ReferenceBackend : public Backend {
       for (double e : Values(*buffers).v) finite = finite && std::isfinite(e);
     for (double e : g.v) {
       if (!std::isfinite(e)) squares = e - e;
-      const double clamped = clip.value > 0 ? std::clamp(e, -double(clip.value), double(clip.value)) : e;
-      squares += clamped * clamped;
+      const double taken = unscaled_and_clamped(clip, e);
+      squares += taken * taken;
     }
     const double norm = std::sqrt(squares);
     StepResult& r = memory(step)->result;
-    const bool halted = r.bad_in_row > params(step)->max_bad_in_row;
+    const bool halted = r.halted != 0;
     r.grad_norm = float(norm);
     r.clip_scale = clip.norm > 0 ? float(std::min(1.0, double(clip.norm) / (norm + 1e-6))) : 1.f;
-    r.bad = halted || !finite || !std::isfinite(float(squares * r.clip_scale * r.clip_scale)) ||
-            !std::isfinite(sums.data<double>()[0]);
+    const bool diverged = !finite || !std::isfinite(sums.data<double>()[0]);
+    r.bad = halted || diverged || !std::isfinite(float(squares * r.clip_scale * r.clip_scale));
     if (halted) return;
     if (r.bad && r.bad_in_row == 0) r.bad_step = params(step)->step;
     r.bad_in_row = r.bad ? r.bad_in_row + 1 : 0;
+    r.halted = r.bad_in_row > (diverged ? params(step)->max_bad_in_row : params(step)->max_overflows_in_row);
     r.skipped += r.bad;
     r.clipped += !r.bad && r.clip_scale < 1;
+  }
+  static double unscaled_and_clamped(Clip clip, double g) {
+    g /= double(clip.loss_scale);
+    return clip.value > 0 ? std::clamp(g, -double(clip.value), double(clip.value)) : g;
   }
   void shift(const Rule&, const Flat&, int, const Tensor&) override {}
   // SGD as PyTorch has it: what else a rule does, its own tests compare with PyTorch's numbers.
@@ -449,7 +459,7 @@ class ReferenceBackend : public Backend {
     const Segment& part = flat.segments[size_t(segment)];
     Values w(flat.master), g(flat.grad), buffer(flat.slots);
     for (int64_t i = part.begin; i < part.begin + part.n; ++i) {
-      double d = clip.value > 0 ? std::clamp(g[i], -double(clip.value), double(clip.value)) : g[i];
+      double d = unscaled_and_clamped(clip, g[i]);
       d = d * double(memory(step)->result.clip_scale) + (i - part.begin < part.n_decay ? p.weight_decay * w[i] : 0);
       if (m) {
         buffer[i] = p.t == 1 ? d : m->momentum * buffer[i] + (1 - m->dampening) * d;

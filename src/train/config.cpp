@@ -713,6 +713,10 @@ class Reader {
          fmt::format("optimizer.clip_norm = {} is no longer above 0 as a float; 0 turns clipping off", c.clip.norm));
     rule(root_, c.clip.value == 0 || float(c.clip.value) > 0, {"optimizer.clip_value"},
          fmt::format("optimizer.clip_value = {} is no longer above 0 as a float; 0 turns clipping off", c.clip.value));
+    rule(
+        root_, c.train.loss_scale == 0 || (std::log2(c.train.loss_scale) == std::floor(std::log2(c.train.loss_scale))),
+        {"train.loss_scale"},
+        fmt::format("train.loss_scale is a power of two, so that it is taken out exactly, got {}", c.train.loss_scale));
     rule(root_, c.data.val < c.data.samples, {"data.val", "data.samples"},
          fmt::format("data.val = {} leaves no training image of data.samples = {}", c.data.val, c.data.samples));
     rule(root_, c.schedule.name != "plateau" || may_validate(c), {"schedule.name"},
@@ -898,8 +902,9 @@ std::vector<ConfigChange> differences(const Config& from, const Config& to) {
 
 bool is_safe_to_change(std::string_view key) {
   static const std::set<std::string_view> safe = {
-      "train.epochs", "train.eval_batch_size", "train.device", "train.on_nonfinite", "train.max_skips", "train.tta",
-      "data.path",    "log.interval",          "data.trusted", "log.tensorboard"};
+      "train.epochs",   "train.eval_batch_size", "train.device", "train.on_nonfinite", "train.max_skips",
+      "train.tta",      "train.graph",           "data.path",    "log.interval",       "data.trusted",
+      "log.tensorboard"};
   return key.starts_with("checkpoint.") || safe.contains(key);
 }
 

@@ -135,16 +135,27 @@ RunData load_run_data(Config& config) {
 
 DType precision_of(const Config& config, const Backend& backend) {
   if (config.train.precision == "auto") return backend.best_precision();
+  if (config.train.precision == "fp16") return DType::fp16;
   return config.train.precision == "bf16" ? DType::bf16 : DType::f32;
 }
 
-ConvMethod conv_method(const Config& config) {
-  if (config.train.conv == "auto") return ConvMethod::fastest;
-  return config.train.conv == "direct" ? ConvMethod::direct : ConvMethod::winograd;
+BackendOptions backend_options(const Config& config) {
+  const auto& t = config.train;
+  const ConvMethod conv = t.conv == "direct"     ? ConvMethod::direct
+                          : t.conv == "winograd" ? ConvMethod::winograd
+                                                 : ConvMethod::fastest;
+  return {conv, t.tf32, t.deterministic, t.autotune};
+}
+
+// A gradient's small numbers get lost below 2^-24 in fp16; 1024 is far enough from both of its ends for ResNets.
+double loss_scale_of(const Config& config) {
+  if (config.train.loss_scale > 0) return config.train.loss_scale;
+  return config.train.precision == "fp16" ? 1024 : 1;
 }
 
 BatchSource upload_source(Backend& backend, const Images& images, const std::vector<double>& mean,
                           const std::vector<double>& std) {
+  const MemoryFor what("images (data.samples, data.image_size)");
   const int64_t n = images.size(), channels = images.channels;
   std::vector<float> table(size_t(256 * channels));
   for (int64_t v = 0; v < 256; ++v)

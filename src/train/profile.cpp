@@ -28,6 +28,9 @@ class Profiler final : public Backend {
   Device device() const override { return inner_->device(); }
   std::vector<std::pair<std::string, std::string>> info() const override { return inner_->info(); }
   DType best_precision() const override { return inner_->best_precision(); }
+  std::string choices() const override { return inner_->choices(); }
+  void set_choices(const std::string& choices) override { inner_->set_choices(choices); }
+  Counters counters() const override { return inner_->counters(); }
 
   std::shared_ptr<Block> allocate(size_t bytes) override { return inner_->allocate(bytes); }
   void upload(const Tensor& dst, const void* host) override { inner_->upload(dst, host); }

@@ -22,6 +22,7 @@ struct Snapshot {
   std::vector<Array> arrays;
   Progress progress;
   RunState run;
+  std::string choices;  // Backend::choices()
 };
 
 // Of a checkpoint: MANIFEST.json and state.json, and what the file system rounds up.
@@ -41,6 +42,7 @@ Snapshot take(Trainer& trainer, const RunFolder& run) {
   }
   s.progress = trainer.progress();
   s.run = run.state();
+  s.choices = trainer.net().backend().choices();
   return s;
 }
 
@@ -57,14 +59,15 @@ Checkpoint to_checkpoint(const Snapshot& s, ParamStore& store, const std::map<st
     const char* bytes = reinterpret_cast<const char*>(a.values.data());
     optim.tensors[a.name] = {"F32", {a.shape.begin(), a.shape.end()}, {bytes, bytes + a.values.size() * sizeof(float)}};
   }
-  const Json state = {{"progress", Json::parse(s.progress.to_json())},
-                      {"run",
-                       {{"metrics_bytes", s.run.metrics_bytes},
-                        {"metrics_xxh3", s.run.metrics_xxh3},
-                        {"timing_bytes", s.run.timing_bytes},
-                        {"best_val_acc", s.run.best_val_acc},
-                        {"best_epoch", s.run.best_epoch},
-                        {"wall_s", s.run.wall_s}}}};
+  Json state = {{"progress", Json::parse(s.progress.to_json())},
+                {"run",
+                 {{"metrics_bytes", s.run.metrics_bytes},
+                  {"metrics_xxh3", s.run.metrics_xxh3},
+                  {"timing_bytes", s.run.timing_bytes},
+                  {"best_val_acc", s.run.best_val_acc},
+                  {"best_epoch", s.run.best_epoch},
+                  {"wall_s", s.run.wall_s}}}};
+  if (!s.choices.empty()) state["choices"] = s.choices;
   c.state = state.dump(1);
   return c;
 }
@@ -174,6 +177,7 @@ bool RunCheckpoints::load(Trainer& trainer) {
   try {
     trainer.restore(Progress::from_json(state.at("progress").dump(), origin));
     run = run_state(state.at("run"));
+    if (state.contains("choices")) backend.set_choices(state.at("choices").get<std::string>());
   } catch (const Json::exception& e) {
     fail(Exit::checkpoint, "{}: its state.json is not one that Linnet wrote: {}", origin, e.what());
   }

@@ -182,17 +182,20 @@ void TensorBoard::on_boundary(Trainer& trainer, bool epoch_done) {
   if (!epoch_done) return;
   Backend& backend = trainer.net().backend();
   pb::Event event;
+  const std::vector<float> gradient = trainer.gradient();
   std::vector<float> values;
-  const auto add = [&](const std::string& tag, const Tensor& tensor) {
-    values.resize(size_t(tensor.numel()));
-    backend.download(values.data(), tensor);
+  const auto add = [&](const std::string& tag) {
     pb::Summary::Value& v = *event.mutable_summary()->add_value();
     v.set_tag(tag);
     *v.mutable_histo() = histogram(values);
   };
   for (const Param* p : trainer.net().params().params()) {
-    add("weights/" + p->name, p->master);
-    add("gradients/" + p->name, p->grad);
+    values.resize(size_t(p->master.numel()));
+    backend.download(values.data(), p->master);
+    add("weights/" + p->name);
+    const float* of_param = gradient.data() + p->offset;
+    values.assign(of_param, of_param + p->shape.numel());
+    add("gradients/" + p->name);
   }
   write(event, trainer.global_step());
 }

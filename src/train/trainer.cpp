@@ -38,7 +38,16 @@ bool all_finite(Backend& backend, const Tensor& x) {
     backend.download(values.data(), x);
     return std::ranges::all_of(values, [](T v) { return is_finite(double(float(v))); });
   };
-  return x.dtype() == DType::f32 ? check(float{}) : x.dtype() == DType::bf16 ? check(bf16{}) : true;
+  switch (x.dtype()) {
+    case DType::f32:
+      return check(float{});
+    case DType::bf16:
+      return check(bf16{});
+    case DType::fp16:
+      return check(fp16{});
+    default:
+      return true;
+  }
 }
 
 Augment augment_of(const Config& config) {
@@ -81,6 +90,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const RunData& data)
       batches_per_epoch_(linnet::batches_per_epoch(data.train.size(), config.train.batch_size, config.data.drop_last)),
       accumulate_(config.train.accumulate > 0 ? config.train.accumulate : std::max<int64_t>(1, batches_per_epoch_)),
       steps_per_epoch_(linnet::steps_per_epoch(config, data.train.size())),
+      loss_scale_(float(loss_scale_of(config))),
       updater_(backend, config, scaled_lr(config, 1, data.train.size())),
       net_(backend, config.model.name, model_options(config, data.train), uint64_t(config.train.seed),
            updater_.layout()),
@@ -135,8 +145,7 @@ void Trainer::enter_phase(int64_t phase, bool restored) {
   schedule_ = make_schedule(schedule, updater_.base_lr(), steps_per_epoch_, span.epochs);
   plateau_.reset();
   if (schedule.name == "plateau") plateau_.emplace(schedule, updater_.base_lr());
-  replay_.reset();  // a captured step is that of the phase before
-  eager_steps_ = 0;
+  repeated_.clear();  // a captured step is that of the phase before
 }
 
 double Trainer::learning_rate(int64_t step) const {
@@ -166,8 +175,9 @@ void Trainer::write_params() {
   StepParams params{.epoch = int32_t(at_.epoch),
                     .first = at_.in_epoch * accumulate_ * config_.train.batch_size,
                     .step = at_.step,
-                    .seed = uint64_t(config_.train.seed),
-                    .max_bad_in_row = config_.train.on_nonfinite == "skip" ? int32_t(config_.train.max_skips) : 0};
+                    .seed = uint64_t(config_.train.seed)};
+  params.max_bad_in_row = config_.train.on_nonfinite == "skip" ? int32_t(config_.train.max_skips) : 0;
+  params.max_overflows_in_row = net_.type() == DType::fp16 ? int32_t(config_.train.max_skips) : params.max_bad_in_row;
   updater_.fill(params, at_.step, learning_rate(at_.step) / updater_.base_lr());
   write_step(backend_, step_memory_, params);
 }
@@ -176,14 +186,15 @@ void Trainer::step() {
   write_params();
   const int64_t first = at_.in_epoch * accumulate_;
   const int64_t batches = std::min(accumulate_, batches_per_epoch_ - first), images = count_images(first, batches);
-  const bool full = images == accumulate_ * config_.train.batch_size;
-  // Two eager steps fill the pool and the plan caches; from then on a full step is one captured graph.
-  if (full && eager_steps_ >= 2) {
-    if (!replay_) replay_ = backend_.capture([this, batches, images] { compute(batches, images); });
-    replay_->run();
+  // Two eager steps fill the pool and the plan caches; from then on a step is one captured graph. An epoch's last,
+  // smaller step gets one of its own.
+  Repeated& r = repeated_[images];
+  if (config_.train.graph && r.eager >= 2) {
+    if (!r.replay) r.replay = backend_.capture([this, batches, images] { compute(batches, images); });
+    r.replay->run();
   } else {
     compute(batches, images);
-    eager_steps_ += full;
+    ++r.eager;
   }
   ++at_.step;
   ++at_.in_epoch;
@@ -205,9 +216,9 @@ void Trainer::compute(int64_t batches, int64_t images) {
     backend_.make_batch(batch_, target, draws, train_, step_memory_, offset);
     Pass pass{backend_, pool, &tape_, true, step_memory_, uint32_t(b)};
     const Tensor logits = net_.forward(pass, batch_);
-    // The mean over all images of the step, however they are cut into batches.
+    // The mean over all images of the step, however they are cut into batches, times the loss scale.
     const Loss loss =
-        softmax_cross_entropy(pass, logits, target, float(config_.train.label_smoothing), 1.f / float(images));
+        softmax_cross_entropy(pass, logits, target, float(config_.train.label_smoothing), loss_scale_ / float(images));
     backend_.accumulate(step_sums_, loss.stats);
     tape_.backward(loss.loss, one_);
     loss_ = loss.loss;
@@ -219,7 +230,15 @@ void Trainer::compute(int64_t batches, int64_t images) {
 float Trainer::last_loss() {
   float loss;
   backend_.download(&loss, loss_);
-  return loss;
+  return loss / loss_scale_;
+}
+
+std::vector<float> Trainer::gradient() {
+  const Tensor& grad = net_.params().flat().grad;
+  std::vector<float> values(size_t(grad.numel()));
+  backend_.download(values.data(), grad);
+  for (float& v : values) v /= loss_scale_;
+  return values;
 }
 
 // Reads the device's accumulators and starts them anew.
@@ -235,9 +254,15 @@ Sums Trainer::take_sums() {
 // Throws when bad steps have come that the run's policy does not allow. On a GPU this waits for the device.
 void Trainer::check_result() {
   const StepResult result = read_step(backend_, step_memory_);
-  const int64_t allowed = config_.train.on_nonfinite == "skip" ? config_.train.max_skips : 0;
-  if (result.bad_in_row <= allowed) return;
+  known_good_ = at_.step;
+  if (!result.halted) return;
   BadStep bad = examine_bad_step(result.bad_step);
+  if (net_.type() == DType::fp16 && std::isfinite(bad.loss))
+    throw Diverged(fmt::format("the gradient is not finite in fp16, in {} steps one after the other from epoch {}, "
+                               "step {} on; the first value is in {}. Use a smaller train.loss_scale (it is {}), or "
+                               "train.precision = \"bf16\"",
+                               result.bad_in_row, bad.epoch + 1, bad.step + 1, bad.where, loss_scale_),
+                   std::move(bad));
   const std::string message = fmt::format(
       "training diverged: the loss is {} in epoch {}, step {}; the first value that is not finite is in {}. Use a "
       "smaller "
@@ -287,7 +312,19 @@ BadStep Trainer::examine_bad_step(int64_t step) {
 
 // ---- The run -------------------------------------------------------------------------------------------------------
 
+// A GPU fails behind the host's back: what is known is the last step after which it has answered.
 Outcome Trainer::run(const std::vector<Observer*>& observers, const std::function<bool()>& stop) {
+  known_good_ = at_.step;
+  try {
+    return run_steps(observers, stop);
+  } catch (const Error& e) {
+    if (e.exit != Exit::device) throw;
+    fail(Exit::device, "{} (in step {}{})", e.what(), known_good_ + 1,
+         at_.step > known_good_ ? fmt::format(" or later, at most {}", at_.step + 1) : "");
+  }
+}
+
+Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::function<bool()>& stop) {
   const auto report = [&](Row row) {
     row.epoch = at_.epoch + (row.kind == "step" && at_.in_epoch == steps_per_epoch_ ? 1 : 0);
     row.step = at_.step;

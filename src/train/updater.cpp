@@ -41,7 +41,7 @@ Updater::Updater(Backend& backend, const Config& config, double lr_scale)
     : backend_(backend),
       config_(config),
       lr_scale_(lr_scale),
-      clip_{float(config.clip.norm), float(config.clip.value)} {
+      clip_{float(config.clip.norm), float(config.clip.value), float(loss_scale_of(config))} {
   for (int phase = 0; phase <= int(config.phases.size()); ++phase)
     for (const Group& group : groups_of(phase)) slots_ = std::max(slots_, slots_of(group.rule));
   for (int phase = 1; phase <= int(config.phases.size()); ++phase) {  // now, not when it comes after hours of training

@@ -182,7 +182,7 @@ void Watchdog::on_boundary(Trainer& trainer, bool) {
 
 void Watchdog::look_at_gradients(Trainer& trainer) {
   const ParamStore& store = trainer.net().params();
-  const std::vector<float> grad = on_host(trainer.net().backend(), store.flat().grad);
+  const std::vector<float> grad = trainer.gradient();
   std::vector<LayerGradient> layers;
   for (const Param* p : store.params()) {
     if (p->group < 0 || p->shape.rank() < 2) continue;

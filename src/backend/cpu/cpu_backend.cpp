@@ -1,6 +1,7 @@
 // The CPU backend: the shared functors on a thread pool, oneDNN for convolution and matrix products.
 #include <sys/mman.h>
 
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -11,6 +12,7 @@
 #include "kernels/exec_cpu.h"
 #include "kernels/shared_backend.h"
 #include "src/backend/backends.h"
+#include "src/backend/batch_norm_with.h"
 #include "winograd.h"
 
 namespace linnet {
@@ -18,17 +20,24 @@ namespace linnet {
 namespace {
 
 struct CpuBlock : Block {
-  explicit CpuBlock(size_t size) {
+  CpuBlock(size_t size, std::shared_ptr<MemoryAccount> held) : account(std::move(held)), what(MemoryFor::current()) {
     // Large blocks lie on 2 MB pages where the kernel grants them: fewer TLB misses.
     constexpr size_t kHuge = size_t(2) << 20;
     const size_t alignment = size >= kHuge ? kHuge : 64;
     bytes = (size + alignment - 1) / alignment * alignment;
     data = std::aligned_alloc(alignment, bytes);
     if (!data)
-      fail(Exit::device, "out of memory: {} MiB more were asked for; use a smaller batch or model", size >> 20);
+      fail(Exit::device, "out of memory: {} MiB more were asked for, for {}. {}. Make the largest of these smaller",
+           size >> 20, what, account->text());
+    account->add(what, bytes);
     if (alignment == kHuge) madvise(data, bytes, MADV_HUGEPAGE);  // advice: a refusal costs speed only
   }
-  ~CpuBlock() override { std::free(data); }
+  ~CpuBlock() override {
+    account->remove(what, bytes);
+    std::free(data);
+  }
+  std::shared_ptr<MemoryAccount> account;
+  const char* what;
 };
 
 struct CpuReplay : Replay {
@@ -52,7 +61,12 @@ class CpuBackend final : public SharedBackend<CpuExec> {
     return lines;
   }
 
-  std::shared_ptr<Block> allocate(size_t bytes) override { return std::make_shared<CpuBlock>(bytes); }
+  Counters counters() const override { return {.allocations = allocations_, .launches = exec_.launches}; }
+
+  std::shared_ptr<Block> allocate(size_t bytes) override {
+    ++allocations_;
+    return std::make_shared<CpuBlock>(bytes, account_);
+  }
   void upload(const Tensor& dst, const void* host) override { move(dst.raw(), host, dst.bytes()); }
   void download(void* host, const Tensor& src) override { move(host, src.raw(), src.bytes()); }
   void copy(const Tensor& dst, const Tensor& src) override { move(dst.raw(), src.raw(), src.bytes()); }
@@ -66,6 +80,12 @@ class CpuBackend final : public SharedBackend<CpuExec> {
 
   // Winograd where it applies (3x3, stride 1: nearly all of a ResNet), oneDNN for the rest.
   bool conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv, const Tensor* moments) override {
+    if (x.dtype() == DType::fp16) {
+      const Tensor wide_y = room(0, y);
+      conv_forward(wide_y, widened(1, x), widened(2, w), conv, nullptr);
+      cast(y, wide_y);
+      return false;
+    }
     if (!takes_winograd(w.shape(), conv)) {
       convolutions_.forward(y, x, w, conv);
       return false;
@@ -74,12 +94,18 @@ class CpuBackend final : public SharedBackend<CpuExec> {
     return moments != nullptr;
   }
   void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) override {
+    if (dx.dtype() == DType::fp16) {
+      const Tensor wide_dx = room(0, dx);
+      conv_backward_data(wide_dx, widened(1, dy), widened(2, w), conv);
+      return cast(dx, wide_dx);
+    }
     if (takes_winograd(w.shape(), conv))
       winograd_.backward_data(dx, dy, w);
     else
       convolutions_.backward_data(dx, dy, w, conv);
   }
   void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv conv) override {
+    if (x.dtype() == DType::fp16) return conv_backward_weight(dw, widened(1, dy), widened(2, x), conv);
     if (takes_winograd(dw.shape(), conv))
       winograd_.backward_weight(dw, dy, x);
     else
@@ -87,6 +113,11 @@ class CpuBackend final : public SharedBackend<CpuExec> {
   }
   void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
                      const Tensor* plus) override {
+    if (x.dtype() == DType::fp16) {
+      const Tensor wide_dx = plus ? widened(0, *plus) : room(0, dx);
+      conv_backward(wide_dx, dw, widened(1, dy), widened(2, x), widened(3, w), conv, plus ? &wide_dx : nullptr);
+      return cast(dx, wide_dx);
+    }
     if (takes_winograd(w.shape(), conv)) return winograd_.backward(dx, dw, dy, x, w, plus);
     convolutions_.backward_weight(dw, dy, x, conv);
     if (!plus) return convolutions_.backward_data(dx, dy, w, conv);
@@ -96,20 +127,42 @@ class CpuBackend final : public SharedBackend<CpuExec> {
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor* moments) override {
+    if (x.dtype() == DType::fp16)
+      return bn_forward_with<fp16>(exec_, bn_scratch(x), y, saved, x, residual, state, bn, train);
     batch_norm_forward(pool_, simd_, y, saved, x, residual, state, bn, train, moments);
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                    const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
                    Bn bn) override {
+    if (x.dtype() == DType::fp16)
+      return bn_backward_with<fp16>(exec_, bn_scratch(x), dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
     batch_norm_backward(pool_, simd_, dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
   }
   void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) override {
+    if (a.dtype() == DType::fp16) {
+      const Tensor wide_c = c.dtype() == DType::f32 ? c : room(0, c);
+      matmul(wide_c, widened(1, a), ta, widened(2, b), tb);
+      if (c.dtype() != DType::f32) cast(c, wide_c);
+      return;
+    }
     convolutions_.matmul(c, a, ta, b, tb);
   }
 
  private:
   static void move(void* to, const void* from, size_t bytes) {
     if (bytes > 0) std::memcpy(to, from, bytes);  // an empty vector's data() may be null, which memcpy forbids
+  }
+  // fp16 has no kernels of its own here: operands are widened, f32 code computes, and the result is rounded.
+  Tensor room(size_t slot, const Tensor& t) { return wide_[slot].like(*this, t, DType::f32); }
+  Tensor widened(size_t slot, const Tensor& t) {
+    const Tensor wide = room(slot, t);
+    cast(wide, t);
+    return wide;
+  }
+  void* bn_scratch(const Tensor& x) {
+    const size_t bytes = BnScratch::bytes(bn_shape(x));
+    if (!scratch_ || scratch_->bytes < bytes) scratch_ = allocate(bytes);
+    return scratch_->data;
   }
   bool takes_winograd(const Shape& w, Conv conv) const {
     return method_ != ConvMethod::direct && Winograd::takes(w, conv);
@@ -121,6 +174,10 @@ class CpuBackend final : public SharedBackend<CpuExec> {
   Convolutions convolutions_;
   Winograd winograd_;
   Spare extra_;
+  std::array<Spare, 4> wide_;
+  std::shared_ptr<Block> scratch_;
+  std::shared_ptr<MemoryAccount> account_ = std::make_shared<MemoryAccount>();
+  int64_t allocations_ = 0;
 };
 
 }  // namespace

@@ -9,14 +9,15 @@ namespace linnet {
 
 class CublasProducts {
  public:
-  explicit CublasProducts(CudaRuntime&);
+  CublasProducts(CudaRuntime&, bool tf32);
   ~CublasProducts();
   CublasProducts(const CublasProducts&) = delete;
-  // c [m,n] = op(a) op(b), row-major f32
+  // c [m,n] = op(a) op(b), row-major, as Backend::matmul; sums are f32
   void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb);
 
  private:
   CudaRuntime& runtime_;
+  bool tf32_;
   std::shared_ptr<Block> workspace_;
   cublasContext* handle_ = nullptr;
 };

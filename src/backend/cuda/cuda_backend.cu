@@ -2,13 +2,13 @@
 // stream. Compiled, never run so far: docs/GPU_TODO.md says what is still to be shown.
 #include "nvcc_fmt.h"
 
-#include "batch_norm.h"
 #include "cublas_ops.h"
 #include "cudnn_ops.h"
 #include "kernels/exec_cuda.cuh"
 #include "kernels/shared_backend.h"
 #include "runtime.h"
 #include "src/backend/backends.h"
+#include "src/backend/batch_norm_with.h"
 
 namespace linnet {
 
@@ -16,17 +16,22 @@ namespace {
 
 class CudaBackend final : public SharedBackend<CudaExec> {
  public:
-  CudaBackend()
+  explicit CudaBackend(const BackendOptions& options)
       : SharedBackend({}),
         partial_(runtime_.allocate(kReduceMaxBlocks * sizeof(double))),
         scratch_(runtime_),
-        convolutions_(runtime_, scratch_),
-        products_(runtime_) {
+        convolutions_(runtime_, scratch_, options),
+        products_(runtime_, options.tf32) {
     exec_ = {runtime_.stream(), static_cast<double*>(partial_->data)};
   }
 
   Device device() const override { return Device::cuda; }
   std::vector<std::pair<std::string, std::string>> info() const override { return runtime_.info(); }
+
+  DType best_precision() const override { return DType::bf16; }
+  std::string choices() const override { return convolutions_.choices().text(); }
+  void set_choices(const std::string& text) override { convolutions_.choices().take(text); }
+  Counters counters() const override { return {runtime_.allocations(), runtime_.waits(), exec_.launches}; }
 
   std::shared_ptr<Block> allocate(size_t bytes) override { return runtime_.allocate(bytes); }
   void upload(const Tensor& dst, const void* host) override { runtime_.upload(dst.raw(), host, dst.bytes()); }
@@ -44,11 +49,14 @@ class CudaBackend final : public SharedBackend<CudaExec> {
     convolutions_.backward_data(dx, dy, w, conv);
   }
   void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv conv) override {
-    convolutions_.backward_weight(dw, dy, x, conv);
+    if (x.dtype() == DType::f32) return convolutions_.backward_weight(dw, dy, x, conv);
+    const Tensor rounded = weight_.like(*this, dw, x.dtype());  // cuDNN writes 16 bits where it reads 16
+    convolutions_.backward_weight(rounded, dy, x, conv);
+    cast(dw, rounded);
   }
   void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
                      const Tensor* plus) override {
-    convolutions_.backward_weight(dw, dy, x, conv);
+    conv_backward_weight(dw, dy, x, conv);
     if (!plus) return convolutions_.backward_data(dx, dy, w, conv);
     const Tensor own = extra_.like(*this, dx);
     convolutions_.backward_data(own, dy, w, conv);
@@ -78,11 +86,13 @@ class CudaBackend final : public SharedBackend<CudaExec> {
   Scratch scratch_;
   CudnnConvolutions convolutions_;
   CublasProducts products_;
-  Spare extra_;
+  Spare extra_, weight_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cuda_backend() { return std::make_unique<CudaBackend>(); }
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
+  return std::make_unique<CudaBackend>(options);
+}
 
 }  // namespace linnet

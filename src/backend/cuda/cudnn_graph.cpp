@@ -97,9 +97,9 @@ bool obeys(const Notes& notes, CudnnRules rules) {
         break;
       case CUDNN_NUMERICAL_NOTE_TENSOR_CORE:
       case CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS:
-      case CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION:
         if (!rules.tensor_cores) return false;
         break;
+      case CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION:
       case CUDNN_NUMERICAL_NOTE_FFT:  // these lose digits, the largest tile most
       case CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_6x6:
       case CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13:
@@ -139,6 +139,44 @@ Ptr engine_of(const CudnnDescriptor& config) {
   LINNET_CALL(cudnnBackendGetAttribute(config.get(), CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
                                        &count, &raw));
   return engine;
+}
+
+cudnnDataType_t type_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return CUDNN_DATA_FLOAT;
+    case DType::bf16:
+      return CUDNN_DATA_BFLOAT16;
+    case DType::fp16:
+      return CUDNN_DATA_HALF;
+    default:
+      fail(Exit::failure, "[cudnn] expected f32, bf16 or fp16, got {}", linnet::name_of(dtype));
+  }
+}
+
+int64_t number_of(const CudnnDescriptor& engine) {
+  return engine.get<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1).at(0);
+}
+
+// "28:2=1,7=0": engine 28 with knob 2 at 1 and knob 7 at 0.
+std::string tag_of(const CudnnDescriptor& config, const CudnnDescriptor& engine) {
+  std::vector<Ptr> knobs;  // asked for their number, cuDNN says none
+  std::vector<cudnnBackendDescriptor_t> raw;
+  for (int i = 0; i < CUDNN_KNOB_TYPE_COUNTS; ++i) {
+    knobs.push_back(make(CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR));
+    raw.push_back(knobs.back()->get());
+  }
+  int64_t count = 0;
+  LINNET_CALL(cudnnBackendGetAttribute(config.get(), CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+                                       int64_t(raw.size()), &count, raw.data()));
+  knobs.resize(size_t(count));
+  std::string tag = fmt::format("{}:", number_of(engine));
+  for (const Ptr& knob : knobs) {
+    const auto type = knob->get<cudnnBackendKnobType_t>(CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1);
+    const auto value = knob->get<int64_t>(CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1);
+    tag += fmt::format("{}{}={}", knob == knobs.front() ? "" : ",", int(type.at(0)), value.at(0));
+  }
+  return tag;
 }
 
 // The engine configurations that the heuristics offer for an operation graph, best first.
@@ -183,11 +221,11 @@ CudnnDevice CudnnDevice::described_by(const std::string& json) {
   return device;
 }
 
-int CudnnGraph::tensor(const std::array<int64_t, 4>& nchw) {
+int CudnnGraph::tensor(const std::array<int64_t, 4>& nchw, DType dtype) {
   const auto [n, c, h, w] = nchw;
   const auto id = int64_t(tensors_.size());
   const Ptr t = make(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
-  t->set(CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_DATA_FLOAT);
+  t->set(CUDNN_ATTR_TENSOR_DATA_TYPE, type_of(dtype));
   t->set_ints(CUDNN_ATTR_TENSOR_DIMENSIONS, {n, c, h, w});
   t->set_ints(CUDNN_ATTR_TENSOR_STRIDES, {h * w * c, 1, w * c, c});
   t->set_ints(CUDNN_ATTR_TENSOR_UNIQUE_ID, {id});
@@ -223,7 +261,8 @@ void CudnnGraph::convolution(ConvPass pass, int x, int w, int y, int64_t stride,
   operations_.push_back(op);
 }
 
-CudnnPlan CudnnGraph::plan(const CudnnDevice& device, CudnnRules rules, const std::string& what) const {
+std::vector<CudnnPlan> CudnnGraph::plans(const CudnnDevice& device, CudnnRules rules, const std::string& what,
+                                         size_t most, const std::string& tag) const {
   const Ptr graph = make(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
   std::vector<cudnnBackendDescriptor_t> raw;
   for (const Ptr& op : operations_) raw.push_back(op->get());
@@ -231,35 +270,41 @@ CudnnPlan CudnnGraph::plan(const CudnnDevice& device, CudnnRules rules, const st
   graph->finalize();
 
   size_t seen = 0, allowed = 0;
-  for (const cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK})
+  std::vector<CudnnPlan> plans;
+  for (const cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK}) {
+    if (!plans.empty()) break;  // the second list is for where the first one has nothing
     for (const Ptr& config : offered(*graph, *device.properties_, mode)) {
+      if (plans.size() == most) break;
       ++seen;
       const Ptr engine = engine_of(*config);
       const Notes notes = engine->get<cudnnBackendNumericalNote_t>(
           CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, CUDNN_NUMERICAL_NOTE_TYPE_COUNT);
       if (!obeys(notes, rules)) continue;
       ++allowed;
+      CudnnPlan plan;
+      plan.tag_ = tag_of(*config, *engine);
+      if (!tag.empty() && plan.tag_ != tag) continue;
       const Ptr made = make(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
       made->set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, *config);
       made->set(CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, *device.properties_);
       if (!made->try_finalize()) continue;
 
-      CudnnPlan plan;
       for (const auto& group : {tensors_, others_, operations_, {device.properties_, graph, engine, config, made}})
         plan.parts_.insert(plan.parts_.end(), group.begin(), group.end());
       plan.workspace_ = size_t(made->get<int64_t>(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1).at(0));
       std::string text;
       for (const cudnnBackendNumericalNote_t note : notes) text += (text.empty() ? "" : ", ") + name_of(note);
-      plan.engine_ =
-          fmt::format("engine {} [{}]", engine->get<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1).at(0),
-                      text.empty() ? "no notes" : text);
-      return plan;
+      plan.engine_ = fmt::format("engine {} [{}]", number_of(*engine), text.empty() ? "no notes" : text);
+      plans.push_back(std::move(plan));
     }
-  fail(Exit::device,
-       "cuDNN {} has no plan for {}: {} engine configurations were offered, {} obey the rules ({}, {}), "
-       "none of these builds",
-       cudnnGetVersion(), what, seen, allowed, rules.deterministic ? "deterministic" : "nondeterministic allowed",
-       rules.tensor_cores ? "TF32 allowed" : "no TF32");
+  }
+  if (plans.empty() && tag.empty())
+    fail(Exit::device,
+         "cuDNN {} has no plan for {}: {} engine configurations were offered, {} obey the rules ({}, {}), "
+         "none of these builds",
+         cudnnGetVersion(), what, seen, allowed, rules.deterministic ? "deterministic" : "nondeterministic allowed",
+         rules.tensor_cores ? "tensor cores allowed" : "no TF32");
+  return plans;
 }
 
 void CudnnPlan::run(cudnnContext* handle, const std::vector<void*>& tensors, void* workspace) const {

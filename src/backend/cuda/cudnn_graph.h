@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "linnet/tensor.h"
+
 struct cudnnContext;  // cudnnHandle_t points to one
 
 namespace linnet {
@@ -28,7 +30,7 @@ class CudnnDevice {
 // What an engine may do. Plain float arithmetic and the same bits in every run, unless told otherwise.
 struct CudnnRules {
   bool deterministic = true;
-  bool tensor_cores = false;  // for f32 tensors these are TF32: 10 bits of mantissa
+  bool tensor_cores = false;  // for f32 tensors these are TF32: 10 bits of mantissa; 16-bit ones need them
 };
 
 // An operation made ready for one device: which engine, how much workspace.
@@ -36,6 +38,8 @@ class CudnnPlan {
  public:
   size_t workspace() const { return workspace_; }
   const std::string& engine() const { return engine_; }  // "engine 28 [no notes]": its number and numerical notes
+  // Engine and knobs, "28:2=1,7=0": of the same cuDNN on the same kind of GPU the same one. No spaces, no semicolons.
+  const std::string& tag() const { return tag_; }
   // Device pointers in the order in which the tensors were added to the graph, aligned to 16 bytes.
   void run(cudnnContext* handle, const std::vector<void*>& tensors, void* workspace) const;
 
@@ -43,21 +47,24 @@ class CudnnPlan {
   friend class CudnnGraph;
   std::vector<std::shared_ptr<CudnnDescriptor>> parts_;  // everything that the plan refers to; the plan itself is last
   size_t workspace_ = 0;
-  std::string engine_;
+  std::string engine_, tag_;
 };
 
 enum class ConvPass { forward, backward_data, backward_weight };
 
 class CudnnGraph {
  public:
-  // An f32 tensor of extents [n,c,h,w] with the channels innermost in memory: NHWC activations, KRSC weights.
-  int tensor(const std::array<int64_t, 4>& nchw);
+  // A tensor of extents [n,c,h,w] with the channels innermost in memory: NHWC activations, KRSC weights. f32, bf16 or
+  // fp16; sums are f32.
+  int tensor(const std::array<int64_t, 4>& nchw, DType);
   // forward: y from x and w; backward_data: x from y and w; backward_weight: w from x and y.
   void convolution(ConvPass, int x, int w, int y, int64_t stride, int64_t pad);
 
-  // The first engine that cuDNN's heuristics offer, that obeys the rules and that builds. Throws Error(Exit::device)
-  // with `what` ("backward_data of ...") in its message when there is none.
-  CudnnPlan plan(const CudnnDevice&, CudnnRules, const std::string& what) const;
+  // What cuDNN's heuristics offer, that obeys the rules and that builds: at most `most`, their favourite first. Only
+  // those with this tag, if one is given. Throws Error(Exit::device) with `what` ("backward_data of ...") in its
+  // message when there is none, unless a tag was given.
+  std::vector<CudnnPlan> plans(const CudnnDevice&, CudnnRules, const std::string& what, size_t most,
+                               const std::string& tag = "") const;
 
  private:
   std::vector<std::shared_ptr<CudnnDescriptor>> tensors_, operations_, others_;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <sstream>
 
 #include "check.h"
 #include "src/backend/backends.h"
@@ -16,19 +18,38 @@ constexpr size_t kOldestCudnn = 90800;  // plans are made for a device descripto
 std::string cuda_version(int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); }
 std::string cudnn_version(size_t v) { return fmt::format("{}.{}.{}", v / 10000, v / 100 % 100, v % 100); }
 
+// "580.65.06"; the driver's own file is the one place that tells without NVML.
+std::string driver_version() {
+  std::ifstream file("/proc/driver/nvidia/version");
+  std::string line, version = "unknown";
+  std::getline(file, line);
+  std::istringstream words(line);
+  for (std::string word; words >> word;)
+    if (word.find_first_not_of("0123456789.") == word.npos && word.find('.') != word.npos) version = word;
+  return version;
+}
+
 // cudaMalloc aligns to 256 bytes.
 struct CudaBlock : Block {
-  explicit CudaBlock(size_t size) {
+  CudaBlock(size_t size, std::shared_ptr<MemoryAccount> held) : account(std::move(held)), what(MemoryFor::current()) {
     bytes = std::max<size_t>(size, 1);
     const cudaError_t code = cudaMalloc(&data, bytes);
     if (code == cudaErrorMemoryAllocation) {
       cudaGetLastError();
-      fail(Exit::device, "out of GPU memory: {} MiB more were asked for. {}. Use a smaller batch or model",
-           (bytes + (size_t(1) << 20) - 1) >> 20, device_state());
+      fail(Exit::device,
+           "out of GPU memory: {} MiB more were asked for, for {}. {}; {}. Make the largest of these smaller, or end "
+           "other programs on the GPU",
+           (bytes + (size_t(1) << 20) - 1) >> 20, what, account->text(), device_state());
     }
     check_call(code, "cudaMalloc");
+    account->add(what, bytes);
   }
-  ~CudaBlock() override { cudaFree(data); }  // a failure here repeats one that was reported
+  ~CudaBlock() override {
+    account->remove(what, bytes);
+    cudaFree(data);  // a failure here repeats one that was reported
+  }
+  std::shared_ptr<MemoryAccount> account;
+  const char* what;
 };
 
 struct GraphReplay : Replay {
@@ -89,6 +110,8 @@ Staging::~Staging() {
 
 const Staging::Slot& Staging::next_slot() {
   const Slot& slot = slots_[next_++ % kSlots];
+  if (cudaEventQuery(slot.done) == cudaSuccess) return slot;
+  cudaGetLastError();  // "not ready" is no error; a failure comes back from the wait
   LINNET_CALL(cudaEventSynchronize(slot.done));
   return slot;
 }
@@ -110,6 +133,7 @@ void Staging::download(void* host, const void* device, size_t bytes) {
     LINNET_CALL(
         cudaMemcpyAsync(slot.memory, static_cast<const char*>(device) + at, n, cudaMemcpyDeviceToHost, stream_));
     LINNET_CALL(cudaStreamSynchronize(stream_));
+    ++waits_;
     std::memcpy(static_cast<char*>(host) + at, slot.memory, n);
   }
 }
@@ -138,12 +162,15 @@ std::vector<std::pair<std::string, std::string>> CudaRuntime::info() const {
           {"compute capability", fmt::format("{}.{}", p.major, p.minor)},
           {"multiprocessors", std::to_string(p.multiProcessorCount)},
           {"memory", fmt::format("{} MiB", p.totalGlobalMem >> 20)},
-          {"driver", "CUDA " + cuda_version(driver)},
+          {"driver", fmt::format("{} (CUDA {})", driver_version(), cuda_version(driver))},
           {"runtime", "CUDA " + cuda_version(runtime)},
           {"cuDNN", cudnn_version(cudnnGetVersion())}};
 }
 
-std::shared_ptr<Block> CudaRuntime::allocate(size_t bytes) { return std::make_shared<CudaBlock>(bytes); }
+std::shared_ptr<Block> CudaRuntime::allocate(size_t bytes) {
+  ++allocations_;
+  return std::make_shared<CudaBlock>(bytes, account_);
+}
 
 void CudaRuntime::upload(void* device, const void* host, size_t bytes) {
   require(!capturing_, "[cuda] upload inside a captured step: it would be replayed with the bytes of now");
@@ -166,6 +193,7 @@ void CudaRuntime::zero(void* device, size_t bytes) {
 void CudaRuntime::synchronize() {
   require(!capturing_, "[cuda] synchronize inside a captured step");
   LINNET_CALL(cudaStreamSynchronize(stream_));
+  ++waits_;
 }
 
 std::unique_ptr<Replay> CudaRuntime::capture(const std::function<void()>& step) {
@@ -187,6 +215,7 @@ std::unique_ptr<Replay> CudaRuntime::capture(const std::function<void()>& step) 
 }
 
 void* Scratch::at_least(size_t bytes) {
+  const MemoryFor what("work space of convolutions and batch norm (train.batch_size)");
   if (pieces_.empty() || pieces_.back()->bytes < bytes) pieces_.push_back(runtime_.allocate(bytes));
   return pieces_.back()->data;
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "linnet/backend.h"
+#include "src/backend/backends.h"
 
 namespace linnet {
 
@@ -20,6 +21,7 @@ class Staging {
   Staging(const Staging&) = delete;
   void upload(void* device, const void* host, size_t bytes);
   void download(void* host, const void* device, size_t bytes);  // waits for the stream
+  int64_t waits() const { return waits_; }
 
  private:
   static constexpr size_t kSlots = 4, kSlotBytes = size_t(1) << 20;
@@ -31,6 +33,7 @@ class Staging {
   cudaStream_t stream_;
   std::array<Slot, kSlots> slots_{};
   size_t next_ = 0;
+  int64_t waits_ = 0;  // for results; not for a free slot, which only keeps the host from running far ahead
 };
 
 class CudaRuntime {
@@ -41,6 +44,10 @@ class CudaRuntime {
 
   cudaStream_t stream() const { return stream_; }
   std::vector<std::pair<std::string, std::string>> info() const;
+
+  bool capturing() const { return capturing_; }
+  int64_t allocations() const { return allocations_; }
+  int64_t waits() const { return waits_ + staging_->waits(); }
 
   std::shared_ptr<Block> allocate(size_t bytes);
   void upload(void* device, const void* host, size_t bytes);
@@ -55,6 +62,8 @@ class CudaRuntime {
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<Staging> staging_;
   bool capturing_ = false;
+  std::shared_ptr<MemoryAccount> account_ = std::make_shared<MemoryAccount>();
+  int64_t allocations_ = 0, waits_ = 0;
 };
 
 // Working memory that grows. Everything runs on one stream, so one piece serves every call in turn. A piece that became
