@@ -257,12 +257,14 @@ void Trainer::check_result() {
   known_good_ = at_.step;
   if (!result.halted) return;
   BadStep bad = examine_bad_step(result.bad_step);
-  if (net_.type() == DType::fp16 && std::isfinite(bad.loss))
-    throw Diverged(fmt::format("the gradient is not finite in fp16, in {} steps one after the other from epoch {}, "
-                               "step {} on; the first value is in {}. Use a smaller train.loss_scale (it is {}), or "
-                               "train.precision = \"bf16\"",
-                               result.bad_in_row, bad.epoch + 1, bad.step + 1, bad.where, loss_scale_),
-                   std::move(bad));
+  if (net_.type() == DType::fp16 && std::isfinite(bad.loss)) {
+    const std::string overflow = fmt::format(
+        "the gradient is not finite in fp16, in {} steps one after the other from epoch {}, step {} on; the first "
+        "value "
+        "is in {}. Use a smaller train.loss_scale (it is {}), or train.precision = \"bf16\"",
+        result.bad_in_row, bad.epoch + 1, bad.step + 1, bad.where, loss_scale_);
+    throw Diverged(overflow, std::move(bad));
+  }
   const std::string message = fmt::format(
       "training diverged: the loss is {} in epoch {}, step {}; the first value that is not finite is in {}. Use a "
       "smaller "
