@@ -84,9 +84,10 @@ TEST_P(LossTest, AgainstReference) {
   for (const OpCase& c : all_cases()) check_against_reference(c, be());
 }
 
-TEST_P(LossTest, Bf16) {
-  for (const OpCase& c : {softmax_case(17, 10, 0.1f), mixed_case(17, 10, 0.1f), mse_case({17, 10})})
-    check_against_reference(c, be(), DType::bf16);
+TEST_P(LossTest, SixteenBits) {
+  for (DType dtype : {DType::bf16, DType::fp16})
+    for (const OpCase& c : {softmax_case(17, 10, 0.1f), mixed_case(17, 10, 0.1f), mse_case({17, 10})})
+      check_against_reference(c, be(), dtype);
 }
 
 TEST_P(LossTest, CentralDifferences) {
