@@ -72,5 +72,18 @@ TEST_F(Lab, NoiseFollowsTheLawAndAdviceHasReasons) {
   EXPECT_EQ(run_in_shell("noise " + config() + " --batch 300").code, 2);
 }
 
+TEST_F(Lab, LandscapeOfARun) {
+  const std::string run = (dir_ / "run").string(), page = (dir_ / "s.html").string();
+  const Ended t = run_in_shell("train " + config() + " --epochs 1 --out '" + run + "' --set log.tensorboard=false");
+  ASSERT_EQ(t.code, 0) << t.out;
+  const Ended e = run_in_shell("landscape '" + run + "' --images 32 --points 3 --hessian 3 --json -o '" + page + "'");
+  ASSERT_EQ(e.code, 0) << e.out;
+  const json j = json::parse(e.out);
+  EXPECT_EQ(j["grid"].size(), 3u);
+  EXPECT_EQ(j["grid"][1][1], j["loss"]);  // the middle is the net itself
+  EXPECT_EQ(j["line"]["loss"][2], j["loss"]);
+  expect_has(read(page), "<h2>Two directions</h2>");
+}
+
 }  // namespace
 }  // namespace linnet

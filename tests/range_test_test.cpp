@@ -55,6 +55,9 @@ TEST(RangeTest, ReadsTheRangeOffACurve) {
   EXPECT_NEAR(std::log10(r.to), -2.2, 0.11);
   EXPECT_GT(r.steepest, r.from / 2);
   EXPECT_LT(r.steepest, r.to * 2);
+  std::vector<double> back = loss;  // a late return from a peak is no range
+  back[55] = 0.1;
+  EXPECT_EQ(lr_range(lr, back).to, r.to);
   EXPECT_TRUE(std::isnan(lr_range(lr, std::vector<double>(lr.size(), 2.3)).to));
   EXPECT_EQ(smoothed({1, 2, 6, 2, 1}, 1), (std::vector<double>{1, 3, 10. / 3, 3, 1}));
 }

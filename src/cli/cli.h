@@ -15,6 +15,7 @@ void add_check(CLI::App&, Command&);
 void add_lr_find(CLI::App&, Command&);
 void add_noise(CLI::App&, Command&);
 void add_advise(CLI::App&, Command&);
+void add_landscape(CLI::App&, Command&);
 void add_play(CLI::App&, Command&);
 void add_sweep(CLI::App&, Command&);
 void add_report(CLI::App&, Command&);

@@ -47,6 +47,7 @@ int main(int argc, char** argv) {
   add_lr_find(app, command);
   add_noise(app, command);
   add_advise(app, command);
+  add_landscape(app, command);
   add_play(app, command);
   add_sweep(app, command);
   add_report(app, command);

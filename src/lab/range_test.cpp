@@ -70,11 +70,13 @@ LrRange lr_range(const std::vector<double>& lr, const std::vector<double>& loss)
   constexpr double none = std::numeric_limits<double>::quiet_NaN();
   LrRange range{none, none, none};
   if (loss.size() < 5) return range;
-  const auto lowest = size_t(std::ranges::min_element(loss) - loss.begin());
   // Where the loss starts: over the first twentieth the rate is too small to matter.
   double start = 0;
   const size_t few = std::max<size_t>(3, loss.size() / 20);
   for (size_t i = 0; i < few; ++i) start += loss[i] / double(few);
+  // Up to where it first rises well above its start: a net may come back from there, but not by a rate one wants.
+  const auto end = std::ranges::find_if(loss, [&](double y) { return y > 1.3 * start; });
+  const auto lowest = size_t(std::min_element(loss.begin(), end) - loss.begin());
   const double fall = start - loss[lowest];
   if (!(fall > 0.02 * start)) return range;
   // The last places above these heights, before the lowest one: noise makes the first ones early.
