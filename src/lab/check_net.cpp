@@ -204,6 +204,7 @@ CheckResult check_updates(const Subject& s) {
     }
     before = after;
   }
+  if (order.empty()) return verdict(false, "no layer is trained: all of them are frozen");
   std::vector<std::string> still, overwritten;
   std::vector<Bar> bars;
   double least = INFINITY, most = 0;
