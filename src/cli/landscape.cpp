@@ -62,7 +62,7 @@ int landscape(const Options& o) {
   for (const std::string& note : trained.notes) tell("note: " + note + "\n");
   Config& config = trained.config;
   const RunData data = load_run_data(config);
-  const auto backend = make_backend(config.train.device, conv_method(config));
+  const auto backend = make_backend(config.train.device, backend_options(config));
   Net net(*backend, config.model.name, model_options(config, data.train), 0);
   set_weights(*backend, net.params(), trained.weights, trained.origin);
   const BatchSource source = upload_source(*backend, data.train, config.data.mean, config.data.std);
