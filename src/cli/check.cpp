@@ -105,7 +105,8 @@ std::string digest_of(const fs::path& dir, int64_t steps) {
 CheckResult check_resume(Config config) {
   const Scratch scratch;
   config.log.interval = 1;
-  config.train.patience = 0;  // the steps are counted here
+  config.train.patience = 0;      // the steps are counted here
+  config.train.autotune = false;  // two runs that time their convolutions may choose differently
   int64_t steps = kSteps;
   {
     Config copy = config;

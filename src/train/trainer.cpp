@@ -190,8 +190,12 @@ void Trainer::step() {
   // smaller step gets one of its own.
   Repeated& r = repeated_[images];
   if (config_.train.graph && r.eager >= 2) {
-    if (!r.replay) r.replay = backend_.capture([this, batches, images] { compute(batches, images); });
+    if (!r.replay) {
+      r.replay = backend_.capture([this, batches, images] { compute(batches, images); });
+      r.loss = loss_;
+    }
     r.replay->run();
+    loss_ = r.loss;  // a step of another size has its own
   } else {
     compute(batches, images);
     ++r.eager;

@@ -180,11 +180,11 @@ std::string tag_of(const CudnnDescriptor& config, const CudnnDescriptor& engine)
 }
 
 // The engine configurations that the heuristics offer for an operation graph, best first.
-std::vector<Ptr> offered(const CudnnDescriptor& graph, const CudnnDescriptor& device, cudnnBackendHeurMode_t mode) {
+std::vector<Ptr> offered(const CudnnDescriptor& graph, const CudnnDescriptor* described, cudnnBackendHeurMode_t mode) {
   CudnnDescriptor heuristics(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
   heuristics.set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
   heuristics.set(CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
-  heuristics.set(CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, device);
+  if (described) heuristics.set(CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, *described);
   if (!heuristics.try_finalize()) return {};  // this mode has nothing for this operation
   int64_t count = 0;
   LINNET_CALL(cudnnBackendGetAttribute(heuristics.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
@@ -209,6 +209,7 @@ CudnnDevice CudnnDevice::of(cudnnContext* handle) {
   device.properties_ = make(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
   device.properties_->set(CUDNN_ATTR_DEVICEPROP_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
   device.properties_->finalize();
+  device.handle_ = handle;
   return device;
 }
 
@@ -267,13 +268,15 @@ std::vector<CudnnPlan> CudnnGraph::plans(const CudnnDevice& device, CudnnRules r
   std::vector<cudnnBackendDescriptor_t> raw;
   for (const Ptr& op : operations_) raw.push_back(op->get());
   graph->set(CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, int64_t(raw.size()), raw.data());
+  cudnnContext* const handle = device.handle_;  // null where the device is only described
+  if (handle) graph->set(CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
   graph->finalize();
 
   size_t seen = 0, allowed = 0;
   std::vector<CudnnPlan> plans;
   for (const cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK}) {
     if (!plans.empty()) break;  // the second list is for where the first one has nothing
-    for (const Ptr& config : offered(*graph, *device.properties_, mode)) {
+    for (const Ptr& config : offered(*graph, handle ? nullptr : device.properties_.get(), mode)) {
       if (plans.size() == most) break;
       ++seen;
       const Ptr engine = engine_of(*config);
@@ -286,7 +289,10 @@ std::vector<CudnnPlan> CudnnGraph::plans(const CudnnDevice& device, CudnnRules r
       if (!tag.empty() && plan.tag_ != tag) continue;
       const Ptr made = make(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
       made->set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, *config);
-      made->set(CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, *device.properties_);
+      if (handle)
+        made->set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+      else
+        made->set(CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, *device.properties_);
       if (!made->try_finalize()) continue;
 
       for (const auto& group : {tensors_, others_, operations_, {device.properties_, graph, engine, config, made}})

@@ -25,6 +25,7 @@ class CudnnDevice {
  private:
   friend class CudnnGraph;
   std::shared_ptr<CudnnDescriptor> properties_;
+  cudnnContext* handle_ = nullptr;  // of a GPU that is here: what runs is made for it, the documented way
 };
 
 // What an engine may do. Plain float arithmetic and the same bits in every run, unless told otherwise.

@@ -9,9 +9,9 @@ namespace linnet {
 
 namespace {
 
-constexpr size_t kTimed = 8;                             // plans of a shape; the heuristics put the good ones first
-constexpr size_t kTimedWorkspace = size_t(512) << 20;    // a plan that wants more is not worth its memory
-constexpr int kTimedRounds = 3, kTimedRunsOfARound = 5;  // the fastest round counts
+constexpr size_t kTimed = 8;                              // plans of a shape; the heuristics put the good ones first
+constexpr size_t kTimedWorkspace = size_t(512) << 20;     // a plan that wants more is not worth its memory
+constexpr int kTimedRounds = 3, kTimedRunsOfARound = 20;  // the fastest round counts
 
 struct Event {
   Event() { LINNET_CALL(cudaEventCreate(&event)); }
@@ -68,17 +68,23 @@ CudnnConvolutions::CudnnConvolutions(CudaRuntime& runtime, Scratch& scratch, con
 
 CudnnConvolutions::~CudnnConvolutions() { cudnnDestroy(handle_); }
 
-// Of the plans that do the same, by the device's clock. Their results are thrown away.
+// Of the plans that do the same, by the device's clock: as a graph, since the host's calls would take longer than a
+// small convolution. Their results are thrown away. One that cannot run loses; a fault that stays comes back.
 size_t CudnnConvolutions::fastest(const std::vector<CudnnPlan>& plans, const std::vector<void*>& tensors) {
   const Event begin, end;
-  const auto milliseconds = [&](const CudnnPlan& plan) {
-    if (plan.workspace() > kTimedWorkspace) return std::numeric_limits<float>::infinity();
+  constexpr float kNever = std::numeric_limits<float>::infinity();
+  const auto milliseconds = [&](const CudnnPlan& plan) try {
+    if (plan.workspace() > kTimedWorkspace) return kNever;
     void* workspace = scratch_.at_least(plan.workspace());
-    float best = std::numeric_limits<float>::infinity();
+    float best = kNever;
     plan.run(handle_, tensors, workspace);  // the first run loads its kernel
+    const std::unique_ptr<Replay> runs = runtime_.capture([&] {
+      for (int i = 0; i < kTimedRunsOfARound; ++i) plan.run(handle_, tensors, workspace);
+    });
+    runs->run();
     for (int round = 0; round < kTimedRounds; ++round) {
       LINNET_CALL(cudaEventRecord(begin.event, runtime_.stream()));
-      for (int i = 0; i < kTimedRunsOfARound; ++i) plan.run(handle_, tensors, workspace);
+      runs->run();
       LINNET_CALL(cudaEventRecord(end.event, runtime_.stream()));
       LINNET_CALL(cudaEventSynchronize(end.event));
       float took = 0;
@@ -86,10 +92,13 @@ size_t CudnnConvolutions::fastest(const std::vector<CudnnPlan>& plans, const std
       best = std::min(best, took);
     }
     return best;
+  } catch (const Error&) {
+    cudaGetLastError();
+    return kNever;
   };
   std::vector<float> times;
   for (const CudnnPlan& plan : plans) times.push_back(milliseconds(plan));
-  return size_t(std::ranges::min_element(times) - times.begin());  // all too large: cuDNN's favourite
+  return size_t(std::ranges::min_element(times) - times.begin());  // none could run: cuDNN's favourite
 }
 
 const CudnnPlan& CudnnConvolutions::plan_for(const ConvShape& shape, const std::vector<void*>& tensors) {
@@ -104,7 +113,7 @@ const CudnnPlan& CudnnConvolutions::plan_for(const ConvShape& shape, const std::
     const bool timed = options_.autotune && !runtime_.capturing();  // nothing runs while a step is recorded
     plans = convolution_plans(shape, device_, rules, timed ? kTimed : 1);
     if (plans.size() > 1) taken = fastest(plans, tensors);
-    choices_.tags[name] = plans[taken].tag();
+    if (!runtime_.capturing()) choices_.tags[name] = plans[taken].tag();
   }
   return plans_.emplace(shape, std::move(plans[taken])).first->second;
 }

@@ -110,8 +110,6 @@ Staging::~Staging() {
 
 const Staging::Slot& Staging::next_slot() {
   const Slot& slot = slots_[next_++ % kSlots];
-  if (cudaEventQuery(slot.done) == cudaSuccess) return slot;
-  cudaGetLastError();  // "not ready" is no error; a failure comes back from the wait
   LINNET_CALL(cudaEventSynchronize(slot.done));
   return slot;
 }
