@@ -186,8 +186,9 @@ std::vector<double> contour_levels(const Landscape& land, int count) {
 
 std::vector<Segment2> contour(const Landscape& land, double level, int n) {
   const auto at = [&](int axis, int i) { return land.low[axis] + (land.high[axis] - land.low[axis]) * i / n; };
-  std::vector<double> f(size_t((n + 1) * (n + 1)));
-  const auto value = [&](int i, int j) -> double& { return f[size_t(j * (n + 1) + i)]; };
+  const size_t side = size_t(n) + 1;
+  std::vector<double> f(side * side);
+  const auto value = [&](int i, int j) -> double& { return f[size_t(j) * side + size_t(i)]; };
   for (int j = 0; j <= n; ++j)
     for (int i = 0; i <= n; ++i) value(i, j) = land.f({at(0, i), at(1, j)}) - level;
   std::vector<Segment2> segments;
