@@ -97,7 +97,8 @@ TEST_F(SweepTest, EveryMistakeIsReportedBeforeAnythingRuns) {
   EXPECT_FALSE(fs::exists(dir_ / "out"));
   for (const std::string& wrong :
        {std::string("--seeds 4-0"), std::string("--seeds x"), std::string("--seeds 1,1"), std::string("--grid lr"),
-        std::string("--grid train.seed=1,2"), std::string("--grid optimizer.lr=0.1,0.1"), std::string("--jobs 0")}) {
+        std::string("--grid train.seed=1,2"), std::string("--grid optimizer.lr=0.1,0.1"), std::string("--jobs 0"),
+        std::string("--grid optimizer.lr=0.1,,0.2"), std::string("--set train.seed=3")}) {
     const Ended ended = run_in_shell("sweep " + configs() + " " + wrong + " --out " + at("out"));
     EXPECT_EQ(ended.code, 2) << wrong << ended.out;
     EXPECT_FALSE(fs::exists(dir_ / "out")) << wrong;
@@ -254,6 +255,43 @@ TEST_F(SweepTest, TheReportSaysTheSameInEveryForm) {
   std::ofstream(dir_ / "mine.html") << "my notes";
   EXPECT_EQ(run_in_shell("report " + at("out") + " -o " + at("mine.html")).code, 2);
   EXPECT_EQ(read(dir_ / "mine.html"), "my notes");
+}
+
+TEST_F(SweepTest, ASecondSignalIsNoFailure) {
+  config("long", "lr = 0.01", 4000);
+  const Ended ended = shell(std::string("$LINNET sweep long.toml --out out & p=$!; ") + kWaitForCheckpoint +
+                            "kill -TERM $p; kill -TERM $p; wait $p");
+  EXPECT_EQ(ended.code, 143) << ended.out;
+  EXPECT_EQ(ended.out.find("FAILED"), ended.out.npos) << ended.out;
+  expect_has(ended.out, "can go on");
+}
+
+TEST_F(SweepTest, TheReportTakesNothingForMoreEvidenceThanItIs) {
+  ASSERT_EQ(run_in_shell("sweep " + configs() + " --seeds 0-1 --out " + at("out")).code, 0);
+  const auto set_accuracy = [&](const std::string& name, double acc) {
+    json s = summary(name);
+    s["test/acc"] = acc;
+    std::ofstream(run(name) / "summary.json") << s;
+  };
+  set_accuracy("plain_s0", 0.25), set_accuracy("plain_s1", 0.5);
+  set_accuracy("heavy_s0", 0.5), set_accuracy("heavy_s1", 0.75);
+  // All differences are the same: Student's t would be sure of what two pairs of few images cannot show.
+  const std::string report = "report " + at("out") + " ";
+  const json same = json::parse(run_in_shell(report + "--json").out);
+  EXPECT_TRUE(same["pairs"][0]["p_holm"].is_null()) << same["pairs"];
+  expect_has(run_in_shell(report).out, "2 seeds cannot tell heavy from plain: each pair differs by +25.00 points");
+
+  // A copy of a run is no further seed.
+  fs::copy(run("plain_s0"), dir_ / "copy", fs::copy_options::recursive);
+  const Ended twice = run_in_shell(report + at("copy"));
+  expect_has(twice.out, "copy is left out: a seed that is there already");
+  const json counted = json::parse(run_in_shell(report + at("copy") + " --json 2>/dev/null").out);
+  for (const json& g : counted["groups"]) EXPECT_EQ(g["test/acc"]["n"], 2) << g["label"];
+  EXPECT_EQ(counted["pairs"][0]["n"], 2);
+
+  // Other test images: the runs stand in one table, but are no pairs.
+  ASSERT_EQ(run_in_shell("train " + at("plain.toml") + " --set data.samples=160 --out " + at("other")).code, 0);
+  expect_has(run_in_shell(report + at("other")).out, "were tested on different images and are not compared");
 }
 
 TEST_F(SweepTest, OneRunIsAReportToo) {

@@ -218,6 +218,11 @@ class Sweep {
       say(fmt::format("{} stopped, and can go on", run.name));
       return;
     }
+    if (caught && code == -int(caught)) {  // the second signal: asked for, no failure
+      run.state = RunIs::stopped;
+      say(fmt::format("{} ended at once; it can go on from its last checkpoint", run.name));
+      return;
+    }
     run.state = code == int(Exit::diverged) ? RunIs::diverged : RunIs::failed;
     ++failed_;
     say(fmt::format("{} {} ({}); its output is in {}", run.name, run.state == RunIs::diverged ? "diverged" : "FAILED",

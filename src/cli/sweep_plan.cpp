@@ -78,6 +78,8 @@ std::vector<std::vector<std::string>> parse_grid(const std::vector<std::string>&
       fail(Exit::usage, "--grid expects key=value,value,..., got '{}'", escaped(axis));
     const std::string key = axis.substr(0, equals);
     if (key == "train.seed") fail(Exit::usage, "--grid cannot vary train.seed; use --seeds");
+    if (axis.find(",,") != axis.npos || axis.ends_with(',') || axis[equals + 1] == ',')
+      fail(Exit::usage, "--grid has an empty value: '{}'", escaped(axis));
     if (!keys.insert(key).second) fail(Exit::usage, "--grid has the key {} twice", escaped(key));
     const std::vector<std::string> values = split_list(axis.substr(equals + 1), ',');
     if (std::set(values.begin(), values.end()).size() != values.size())
@@ -122,6 +124,8 @@ std::vector<std::string> config_names(const std::vector<std::string>& files) {
 std::vector<PlannedRun> plan_runs(const SweepRequest& o) {
   const std::vector<int64_t> seeds = parse_seeds(o.seeds);
   const auto grid = parse_grid(o.grid);
+  for (const std::string& set : o.set)  // the sweep's seed would win, and nobody would know
+    if (set.starts_with("train.seed=")) fail(Exit::usage, "--set cannot set train.seed in a sweep; use --seeds");
   const std::vector<std::string> names = config_names(o.configs);
   if (seeds.size() * grid.size() * names.size() > kMostRuns)
     fail(Exit::usage, "a sweep of {} runs is more than {}", seeds.size() * grid.size() * names.size(), kMostRuns);

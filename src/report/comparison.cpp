@@ -208,6 +208,7 @@ Json describe(const Group& group, double n_test) {
   json["img_per_s"] = number(spread(rate).mean);
   json["diverged"] = diverged;
   json["unfinished"] = unfinished;
+  json["repeated"] = group.repeated;
   if (acc.n > 0 && n_test > 0) {
     const Interval w = wilson(acc.mean * n_test, n_test);
     json["floor"] = {
@@ -277,12 +278,22 @@ Json time_to(const std::vector<Group>& groups, double target) {
 
 // ---- Pairs ---------------------------------------------------------------------------------------------------------
 
-std::string in_words(const std::string& a, const std::string& b, const PairedTest& t, double p, int64_t needed) {
+// Differences that are all the same tell nothing of their spread: counts of few test images, not certainty.
+bool all_the_same(const Spread& d) { return d.n >= 2 && d.mean != 0 && d.sd <= 1e-12; }
+
+std::string in_words(const std::string& a, const std::string& b, const PairedTest& t, double p, int64_t needed,
+                     bool other_images) {
   const Spread& d = t.difference;
+  if (d.n == 0 && other_images)
+    return fmt::format("{} and {} were tested on different images and are not compared", a, b);
   if (d.n == 0) return fmt::format("{} and {} have no finished seed in common", a, b);
   const double points = 100 * d.mean;
   if (d.n == 1)
     return fmt::format("one seed cannot tell {} from {}: the difference of that pair is {:+.2f} points", a, b, points);
+  if (all_the_same(d))
+    return fmt::format(
+        "{} seeds cannot tell {} from {}: each pair differs by {:+.2f} points, which says nothing of the spread", d.n,
+        a, b, points);
   const std::string size = fmt::format("{:.2f} ± {:.2f}", std::fabs(points), 100 * d.half);
   if (p < 0.05)
     return fmt::format("{} is ahead of {} by {} points over {} pairs", points > 0 ? a : b, points > 0 ? b : a, size,
@@ -293,26 +304,38 @@ std::string in_words(const std::string& a, const std::string& b, const PairedTes
   return text;
 }
 
+// The hash of the test images; empty: the run does not say.
+std::string tested_on(const RunRecord& run) {
+  const Json hash = run.env.value(Json::json_pointer("/data/test/xxh3"), Json());
+  return hash.is_string() ? hash.get<std::string>() : "";
+}
+
 Json pairs(const std::vector<Group>& groups) {
   struct Pair {
     const Group *a, *b;
     PairedTest test;
+    bool other_images = false;
   };
   std::vector<Pair> all;
   std::vector<double> p;
   for (size_t i = 0; i < groups.size(); ++i)
     for (size_t j = i + 1; j < groups.size(); ++j) {
-      std::map<int64_t, double> of_b;
+      std::map<int64_t, const RunRecord*> of_b;
       for (const RunRecord& run : groups[j].runs)
-        if (is_done(run)) of_b[seed_of(run)] = run.number("test/acc");
+        if (is_done(run)) of_b[seed_of(run)] = &run;
       std::vector<double> left, right;
+      bool other_images = false;
       for (const RunRecord& run : groups[i].runs)
         if (const auto found = of_b.find(seed_of(run)); is_done(run) && found != of_b.end()) {
+          if (tested_on(run) != tested_on(*found->second)) {
+            other_images = true;
+            continue;
+          }
           left.push_back(run.number("test/acc"));
-          right.push_back(found->second);
+          right.push_back(found->second->number("test/acc"));
         }
-      all.push_back({&groups[i], &groups[j], paired_test(left, right)});
-      p.push_back(all.back().test.p);
+      all.push_back({&groups[i], &groups[j], paired_test(left, right), other_images});
+      p.push_back(all_the_same(all.back().test.difference) ? kNone : all.back().test.p);
     }
   const std::vector<double> adjusted = holm(p);
   const auto tests = double(std::ranges::count_if(p, [](double v) { return !std::isnan(v); }));
@@ -320,16 +343,17 @@ Json pairs(const std::vector<Group>& groups) {
   for (size_t i = 0; i < all.size(); ++i) {
     const Spread& d = all[i].test.difference;
     const int64_t needed = d.n >= 2 ? pairs_needed(d.mean, d.sd, 0.05 / std::max(1.0, tests)) : -1;
-    rows.push_back({{"a", all[i].a->label},
-                    {"b", all[i].b->label},
-                    {"n", d.n},
-                    {"mean", number(d.mean)},
-                    {"sd", number(d.sd)},
-                    {"half", number(d.half)},
-                    {"p", number(p[i])},
-                    {"p_holm", number(adjusted[i])},
-                    {"pairs_needed", needed > 0 ? Json(needed) : Json(nullptr)},
-                    {"words", in_words(all[i].a->label, all[i].b->label, all[i].test, adjusted[i], needed)}});
+    rows.push_back(
+        {{"a", all[i].a->label},
+         {"b", all[i].b->label},
+         {"n", d.n},
+         {"mean", number(d.mean)},
+         {"sd", number(d.sd)},
+         {"half", number(d.half)},
+         {"p", number(p[i])},
+         {"p_holm", number(adjusted[i])},
+         {"pairs_needed", needed > 0 ? Json(needed) : Json(nullptr)},
+         {"words", in_words(all[i].a->label, all[i].b->label, all[i].test, adjusted[i], needed, all[i].other_images)}});
   }
   return rows;
 }
@@ -372,6 +396,18 @@ double test_images(const std::vector<Group>& groups) {
   return counts.size() == 1 && *counts.begin() > 0 ? double(*counts.begin()) : kNone;
 }
 
+// A seed that ran twice gave the same numbers twice: counted twice, they would look like more evidence than there is.
+void keep_one_run_a_seed(Group& group) {
+  std::vector<RunRecord> first;
+  for (RunRecord& run : group.runs) {
+    if (first.empty() || seed_of(first.back()) != seed_of(run))
+      first.push_back(std::move(run));
+    else
+      group.repeated.push_back(run.dir.string());
+  }
+  group.runs = std::move(first);
+}
+
 }  // namespace
 
 std::vector<Group> group_runs(std::vector<RunRecord> runs) {
@@ -382,7 +418,10 @@ std::vector<Group> group_runs(std::vector<RunRecord> runs) {
     if (is_new) groups.emplace_back();
     groups[at->second].runs.push_back(std::move(run));
   }
-  for (Group& group : groups) std::ranges::stable_sort(group.runs, {}, seed_of);
+  for (Group& group : groups) {
+    std::ranges::stable_sort(group.runs, {}, [](const RunRecord& r) { return std::pair(seed_of(r), !is_done(r)); });
+    keep_one_run_a_seed(group);
+  }
   std::vector<std::string> labels = folder_labels(groups);
   if (groups.size() == 1 && labels[0].empty()) labels[0] = groups[0].runs[0].name;
   if (!distinct(labels)) labels = key_labels(groups);
@@ -457,6 +496,8 @@ std::string comparison_text(const Json& c) {
     if (diverged > 0) notes += fmt::format("{}: {} of {} runs diverged\n", label, diverged, (*g)["runs"].size());
     if (unfinished > 0)
       notes += fmt::format("{}: {} of {} runs are not finished\n", label, unfinished, (*g)["runs"].size());
+    for (const std::string dir : (*g)["repeated"])
+      notes += fmt::format("{}: {} is left out: a seed that is there already\n", label, escaped(dir));
   }
   std::string text = table(rows) + notes;
 

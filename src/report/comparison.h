@@ -9,7 +9,8 @@ namespace linnet {
 
 struct Group {
   std::string label;
-  std::vector<RunRecord> runs;  // by seed
+  std::vector<RunRecord> runs;        // by seed, one of each
+  std::vector<std::string> repeated;  // folders of further runs of these seeds: left out
 };
 
 // The groups in the order in which their first runs come. A group's label is what its folders' names have in common,
