@@ -92,7 +92,7 @@ namespace {
 // scale.
 std::string draw_images(const std::vector<uint8_t>& rgb, int width, int height, const Terminal& terminal) {
   std::string out;
-  const auto at = [&](int y, int x) { return &rgb[size_t((y * width + x) * 3)]; };
+  const auto at = [&](int y, int x) { return &rgb[3 * (size_t(y) * size_t(width) + size_t(x))]; };
   for (int y = 0; y + 1 < height; y += 2) {
     for (int x = 0; x < width; ++x) {
       const uint8_t *a = at(y, x), *b = at(y + 1, x);
@@ -139,7 +139,7 @@ CheckResult check_batch(const Subject& s) {
               double(x[(size_t(n * height + y) * size_t(width) + size_t(c)) * size_t(channels) + channel]) *
                   config.data.std[channel] +
               config.data.mean[channel];
-          rgb[size_t((y * shown * (width + 1) + n * (width + 1) + c) * 3 + k)] =
+          rgb[3 * ((size_t(y) * size_t(shown) + size_t(n)) * size_t(width + 1) + size_t(c)) + size_t(k)] =
               std::isfinite(v) ? uint8_t(std::clamp(std::lround(v * 255), 0L, 255L)) : 0;
         }
   const bool finite = std::isfinite(mean) && std::isfinite(deviation);
