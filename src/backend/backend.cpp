@@ -22,6 +22,7 @@ std::unique_ptr<Backend> make_backend(const std::string& name, const BackendOpti
 std::string MemoryAccount::text() const {
   std::vector<std::pair<size_t, std::string>> lines;
   size_t all = 0;
+  const std::lock_guard lock(mutex_);
   for (const auto& [what, bytes] : bytes_) {
     if (bytes == 0) continue;
     lines.emplace_back(bytes, what);

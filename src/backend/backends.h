@@ -2,6 +2,7 @@
 #pragma once
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -15,11 +16,18 @@ std::unique_ptr<Backend> make_cpu_backend(int threads = default_threads(), ConvM
 // Who has how much of a device's memory (MemoryFor), for the error when there is none left.
 class MemoryAccount {
  public:
-  void add(const char* what, size_t bytes) { bytes_[what] += bytes; }
-  void remove(const char* what, size_t bytes) { bytes_[what] -= bytes; }
+  void add(const char* what, size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    bytes_[what] += bytes;
+  }
+  void remove(const char* what, size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    bytes_[what] -= bytes;
+  }
   std::string text() const;  // "Linnet holds 812 MiB: 700 MiB for activations, ..."
 
  private:
+  mutable std::mutex mutex_;  // a block may be given back on any thread
   std::map<std::string, size_t> bytes_;
 };
 

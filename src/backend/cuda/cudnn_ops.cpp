@@ -73,15 +73,14 @@ CudnnConvolutions::~CudnnConvolutions() { cudnnDestroy(handle_); }
 size_t CudnnConvolutions::fastest(const std::vector<CudnnPlan>& plans, const std::vector<void*>& tensors) {
   const Event begin, end;
   constexpr float kNever = std::numeric_limits<float>::infinity();
-  const auto milliseconds = [&](const CudnnPlan& plan) try {
-    if (plan.workspace() > kTimedWorkspace) return kNever;
+  const auto milliseconds = [&](const CudnnPlan& plan) {
     void* workspace = scratch_.at_least(plan.workspace());
-    float best = kNever;
     plan.run(handle_, tensors, workspace);  // the first run loads its kernel
     const std::unique_ptr<Replay> runs = runtime_.capture([&] {
       for (int i = 0; i < kTimedRunsOfARound; ++i) plan.run(handle_, tensors, workspace);
     });
     runs->run();
+    float best = kNever;
     for (int round = 0; round < kTimedRounds; ++round) {
       LINNET_CALL(cudaEventRecord(begin.event, runtime_.stream()));
       runs->run();
@@ -92,12 +91,16 @@ size_t CudnnConvolutions::fastest(const std::vector<CudnnPlan>& plans, const std
       best = std::min(best, took);
     }
     return best;
-  } catch (const Error&) {
-    cudaGetLastError();
-    return kNever;
   };
-  std::vector<float> times;
-  for (const CudnnPlan& plan : plans) times.push_back(milliseconds(plan));
+  std::vector<float> times(plans.size(), kNever);
+  for (size_t i = 0; i < plans.size(); ++i) {
+    if (plans[i].workspace() > kTimedWorkspace) continue;
+    try {
+      times[i] = milliseconds(plans[i]);
+    } catch (const Error&) {
+      cudaGetLastError();
+    }
+  }
   return size_t(std::ranges::min_element(times) - times.begin());  // none could run: cuDNN's favourite
 }
 
