@@ -191,10 +191,10 @@ TEST_F(PackTest, ALimitTakesTheSameImagesForEverySeed) {
   EXPECT_EQ(some.train.pixels, limited(10, 1).train.pixels);
   EXPECT_EQ(some.val.pixels, set.val.pixels);
   EXPECT_EQ(some.test().pixels, set.test.pixels);
-  std::set<std::vector<uint8_t>> whole;
+  std::set<std::string> whole;
   const auto image = [](const Images& images, int64_t i) {
     const int64_t bytes = images.height * images.width * images.channels;
-    return std::vector(images.pixels.begin() + i * bytes, images.pixels.begin() + (i + 1) * bytes);
+    return std::string(images.pixels.begin() + i * bytes, images.pixels.begin() + (i + 1) * bytes);
   };
   for (int64_t i = 0; i < all.train.size(); ++i) whole.insert(image(all.train, i));
   for (int64_t i = 0; i < 10; ++i) EXPECT_TRUE(whole.contains(image(some.train, i)));
