@@ -190,10 +190,11 @@ void Trainer::step() {
   // smaller step gets one of its own.
   Repeated& r = repeated_[images];
   if (config_.train.graph && r.eager >= 2) {
-    if (!r.replay) {
-      r.replay = backend_.capture([this, batches, images] { compute(batches, images); });
-      r.loss = loss_;
-    }
+    if (!r.replay)
+      r.replay = backend_.capture([this, batches, images, &r] {
+        compute(batches, images);
+        r.loss = loss_;
+      });
     r.replay->run();
     loss_ = r.loss;  // a step of another size has its own
   } else {
