@@ -245,7 +245,6 @@ class Trainer {
   struct Repeated {
     int64_t eager = 0;  // how often it was run
     std::unique_ptr<Replay> replay;
-    Tensor loss;  // where the replay puts it
   };
   std::map<int64_t, Repeated> repeated_;  // steps of so many images
   int64_t known_good_ = 0;                // the last step after which the device has answered

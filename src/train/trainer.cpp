@@ -112,6 +112,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const RunData& data)
   const float one = 1;
   backend.upload(one_, &one);
   step_sums_ = net_.pool().zeros({2}, DType::f64);
+  loss_ = net_.pool().zeros({1}, DType::f32);
   totals_ = net_.pool().zeros({3}, DType::f64);
   const auto room = [&](const Tensor& like) {
     Tensor t(backend.allocate(like.bytes()), like.shape(), like.dtype());
@@ -190,13 +191,8 @@ void Trainer::step() {
   // smaller step gets one of its own.
   Repeated& r = repeated_[images];
   if (config_.train.graph && r.eager >= 2) {
-    if (!r.replay)
-      r.replay = backend_.capture([this, batches, images, &r] {
-        compute(batches, images);
-        r.loss = loss_;
-      });
+    if (!r.replay) r.replay = backend_.capture([this, batches, images] { compute(batches, images); });
     r.replay->run();
-    loss_ = r.loss;  // a step of another size has its own
   } else {
     compute(batches, images);
     ++r.eager;
@@ -226,7 +222,7 @@ void Trainer::compute(int64_t batches, int64_t images) {
         softmax_cross_entropy(pass, logits, target, float(config_.train.label_smoothing), loss_scale_ / float(images));
     backend_.accumulate(step_sums_, loss.stats);
     tape_.backward(loss.loss, one_);
-    loss_ = loss.loss;
+    backend_.copy(loss_, loss.loss);  // to one place, whichever captured step is replayed
   }
   tape_.end_step(net_.params().params());
   updater_.apply(step_memory_, step_sums_, totals_, images);
