@@ -8,8 +8,6 @@
 
 namespace linnet {
 
-thread_local const char* MemoryFor::current_ = "other things";
-
 std::unique_ptr<Backend> make_backend(const std::string& name, const BackendOptions& options) {
   if (name == "cpu") return make_cpu_backend(default_threads(), options.conv);
   if (name == "cuda") return make_cuda_backend(options);

@@ -4,6 +4,8 @@
 
 namespace linnet {
 
+thread_local const char* MemoryFor::current_ = "other things";
+
 namespace {
 // Sizes are rounded up so that the few odd sizes of a step share blocks.
 size_t rounded(size_t bytes) {
