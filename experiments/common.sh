@@ -1,20 +1,16 @@
 # What the experiments share. $LINNET is the program, $LINNET_DATA holds CIFAR-10, $RUNS gets the runs (each script may be
-# stopped and started again: finished runs are kept, stopped ones go on). DATA: "subset" (5,000 training images) or "full".
+# stopped and started again: finished runs are kept, stopped ones go on). DATA: "subset" (5,000 training images, the default) or "full".
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export LINNET=${LINNET:-$here/../build/release/linnet}
 RUNS=${RUNS:-runs/experiments}
-pack=$RUNS/subset.pack
 mkdir -p "$RUNS"
 
 # sweep NAME CONFIG... [options of linnet sweep]
 sweep() {
   local name=$1 data=()
   shift
-  if [ "${DATA:-subset}" = subset ]; then
-    [ -e "$pack" ] || "$here/subset" "$LINNET_DATA" "$pack"
-    data=(--set data.name=pack --set data.path="$pack")
-  fi
+  [ "${DATA:-subset}" = full ] || data=(--set data.limit=5000)
   "$LINNET" sweep "$@" "${data[@]}" --set log.tensorboard=false --set checkpoint.keep=2 --out "$RUNS/$name" -j 1
   "$here/collect" "$RUNS/$name"
 }

@@ -37,6 +37,23 @@ TEST_F(Lab, LrFindComparesBatchSizesAndOptimizers) {
   EXPECT_EQ(run_in_shell("lr-find " + config() + " --batch 1000").code, 2);
 }
 
+TEST_F(Lab, OnlyADrawingOfItsKindIsReplaced) {
+  const std::string mine = (dir_ / "mine").string(), svg = (dir_ / "s.svg").string();
+  std::ofstream(mine) << "my own work";
+  const std::string play = "play bowl --optimizer sgd:lr=0.1 --steps 3";
+  for (const std::string& verb :
+       {play + " --svg ", play + " -o ", "lr-find " + config() + " --steps 10 --seeds 1 --svg ",
+        "schedule " + config() + " --svg "}) {
+    const Ended e = run_in_shell(verb + "'" + mine + "'");
+    EXPECT_EQ(e.code, 2) << verb << e.out;
+    expect_has(e.out, "choose another file");
+    EXPECT_EQ(read(mine), "my own work") << verb;
+  }
+  for (int twice = 0; twice < 2; ++twice) EXPECT_EQ(run_in_shell(play + " --svg '" + svg + "'").code, 0);
+  EXPECT_EQ(run_in_shell("schedule " + config() + " --svg '" + svg + "'").code, 0);
+  EXPECT_EQ(run_in_shell(play + " -o '" + svg + "'").code, 2);  // a drawing is no page
+}
+
 TEST_F(Lab, PlayDrawsAndCounts) {
   const std::string page = (dir_ / "p.html").string();
   const Ended e = run_in_shell("play ravine --optimizer sgd:lr=0.09 --optimizer sgd:lr=0.1 --json -o '" + page + "'");

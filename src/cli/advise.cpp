@@ -213,8 +213,7 @@ int run_advise(const Options& o) {
 }
 
 void add_options(CLI::App* verb, Options& o) {
-  verb->add_option("config", o.config, "TOML file")->required();
-  verb->add_option("-s,--set", o.set, "override a key (may be repeated)")->allow_extra_args(false);
+  add_config_options(*verb, o.config, o.set);
   verb->add_option("--batch", o.batches, "batch sizes to measure at, with commas between")
       ->delimiter(',')
       ->check(CLI::Range(1, 8192));

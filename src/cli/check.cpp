@@ -102,19 +102,14 @@ std::string digest_of(const fs::path& dir, int64_t steps) {
   return xxh3(all + read_file(dir / "metrics.jsonl", 1 << 24, Exit::checkpoint));
 }
 
-CheckResult check_resume(Config config) {
+CheckResult check_resume(Config config, int64_t images) {
   const Scratch scratch;
   config.log.interval = 1;
   config.train.patience = 0;      // the steps are counted here
   config.train.autotune = false;  // two runs that time their convolutions may choose differently
-  int64_t steps = kSteps;
-  {
-    Config copy = config;
-    const RunData data = load_run_data(copy);
-    const int64_t per_epoch = steps_per_epoch(copy, data.train.size());
-    steps = std::min(steps, per_epoch * config.train.epochs);
-    config.checkpoint.epochs = double(kSaveEvery) / double(std::max<int64_t>(1, per_epoch));
-  }
+  const int64_t per_epoch = steps_per_epoch(config, images);
+  const int64_t steps = std::min(kSteps, per_epoch * config.train.epochs);
+  config.checkpoint.epochs = double(kSaveEvery) / double(std::max<int64_t>(1, per_epoch));
   if (steps < kFewest)
     return {CheckResult::Verdict::skipped,
             fmt::format("a run of {} steps is too short for this check, which needs {}: raise train.epochs", steps,
@@ -171,9 +166,9 @@ int run_checks(const Options& o) {
   };
 
   // First, for it forks: no thread is running yet.
-  if (wanted(kResume.name)) run(kResume, [&] { return check_resume(config); });
+  const RunData data = load_run_data(config);
+  if (wanted(kResume.name)) run(kResume, [&] { return check_resume(config, data.train.size()); });
   if (o.only.size() != 1 || o.only[0] != kResume.name) {
-    const RunData data = load_run_data(config);
     const auto backend = make_backend(config.train.device, backend_options(config));
     config.train.precision = linnet::name_of(precision_of(config, *backend));
     Terminal inner = terminal;
@@ -206,8 +201,7 @@ void add_check(CLI::App& app, Command& command) {
                                       "  linnet check configs/resnet20.toml\n"
                                       "  linnet check configs/resnet20.toml --only flow,gradient --json\n" +
                                           list);
-  verb->add_option("config", options->config, "TOML file")->required();
-  verb->add_option("-s,--set", options->set, "override a key (may be repeated)")->allow_extra_args(false);
+  add_config_options(*verb, options->config, options->set);
   verb->add_option("--only", options->only, "these checks, with commas between")
       ->delimiter(',')
       ->check(CLI::IsMember(names));

@@ -2,11 +2,19 @@
 #pragma once
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <string>
+#include <vector>
 
 namespace linnet {
 
 // What main() runs after parsing; returns the exit code.
 using Command = std::function<int()>;
+
+// What the verbs that read a config have in common.
+inline void add_config_options(CLI::App& verb, std::string& config, std::vector<std::string>& set) {
+  verb.add_option("config", config, "TOML file")->required();
+  verb.add_option("-s,--set", set, "override a key (may be repeated)")->allow_extra_args(false);
+}
 
 void add_train(CLI::App&, Command&);
 void add_resume(CLI::App&, Command&);

@@ -40,8 +40,7 @@ void add_config(CLI::App& app, Command& command) {
   auto options = std::make_shared<Options>();
   const auto add = [&](const char* name, const char* what, int (*run)(const Options&)) {
     CLI::App* sub = verb->add_subcommand(name, what);
-    sub->add_option("config", options->config, "TOML file")->required();
-    sub->add_option("-s,--set", options->set, "override a key (may be repeated)")->allow_extra_args(false);
+    add_config_options(*sub, options->config, options->set);
     sub->callback([options, &command, run] { command = [options, run] { return run(*options); }; });
     return sub;
   };

@@ -10,6 +10,7 @@
 #include "linnet/error.h"
 #include "linnet/pack.h"
 #include "linnet/trainer.h"
+#include "src/core/file.h"
 
 namespace linnet {
 
@@ -102,7 +103,7 @@ int stats(const Options& o) {
 }
 
 int pack(const PackOptions& o) {
-  if (std::filesystem::exists(o.out)) fail(Exit::usage, "{} exists; remove it or choose another name", o.out);
+  require_absent(o.out);
   const DataSet set = load_image_folder(o.source, folder_options(o.config));
   for (const std::string& note : notes_of(set)) tell("note: " + note + "\n");
   write_pack(o.out, set, o.source);

@@ -16,7 +16,7 @@ namespace fs = std::filesystem;
 RunRecord open_run(const std::string& dir) {
   if (!fs::exists(fs::path(dir) / "config.toml"))
     fail(Exit::usage, "there is no run in {}: expected a folder with a config.toml", dir);
-  return read_run(dir);
+  return read_run_log(dir);
 }
 
 struct Change {

@@ -7,6 +7,7 @@
 #include "linnet/text.h"
 #include "linnet/trained.h"
 #include "linnet/weights.h"
+#include "src/core/file.h"
 #include "trained_options.h"
 
 namespace linnet {
@@ -46,8 +47,7 @@ int evaluate(const Options& o) {
   const bool is_run = fs::is_directory(o.target);
   if (o.calibrate && !is_run)
     fail(Exit::usage, "--calibrate stores the temperature in a run's folder, and {} is none", o.target);
-  if (!o.logits.empty() && fs::exists(o.logits))
-    fail(Exit::usage, "{} exists; remove it or choose another name for --logits", escaped(o.logits));
+  if (!o.logits.empty()) require_absent(o.logits);
   Trained trained = open_trained(o.target, o);
   Config& config = trained.config;
   const SafeTensors& weights = trained.weights;

@@ -14,7 +14,7 @@ struct Options : TrainedOptions {
 };
 
 int write_model(const Options& o) {
-  if (std::filesystem::exists(o.out)) fail(Exit::usage, "{} exists; remove it or choose another name", o.out);
+  require_absent(o.out);
   const Trained trained = open_trained(o.target, o);
   for (const std::string& note : trained.notes) tell("note: " + note + "\n");
   const std::string model = to_onnx(trained, o.onnx);

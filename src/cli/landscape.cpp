@@ -15,6 +15,8 @@ namespace linnet {
 
 namespace {
 
+constexpr std::string_view kBeginning = "<!doctype html>\n<!-- Linnet landscape -->";
+
 struct Options : TrainedOptions {
   std::string target, html;
   int64_t images = 500, points = 11;
@@ -58,6 +60,7 @@ std::string heat_map(const std::vector<std::vector<double>>& grid, double span) 
 }
 
 int landscape(const Options& o) {
+  if (!o.html.empty()) require_replaceable(o.html, kBeginning, "page of `linnet landscape`");
   Trained trained = open_trained(o.target, o);
   for (const std::string& note : trained.notes) tell("note: " + note + "\n");
   Config& config = trained.config;
@@ -101,11 +104,11 @@ int landscape(const Options& o) {
   if (!o.html.empty())
     write_file_atomically(
         o.html,
-        fmt::format(
-            "<!doctype html><meta charset=\"utf-8\"><title>{0}</title><style>body{{font:15px system-ui,sans-serif;"
-            "max-width:46rem;margin:2rem auto;padding:0 1rem}}svg{{max-width:100%;height:auto}}</style>\n"
-            "<h1>{0}</h1>\n{1}<p>{2}</p>\n<h2>Two directions</h2>\n{3}",
-            escaped_markup(o.target), draw_svg(plot), escaped_markup(numbers), heat_map(grid, o.span)),
+        fmt::format("{4}\n<meta charset=\"utf-8\"><title>{0}</title><style>body{{font:15px system-ui,sans-serif;"
+                    "max-width:46rem;margin:2rem auto;padding:0 1rem}}svg{{max-width:100%;height:auto}}</style>\n"
+                    "<h1>{0}</h1>\n{1}<p>{2}</p>\n<h2>Two directions</h2>\n{3}",
+                    escaped_markup(o.target), draw_svg(plot), escaped_markup(numbers), heat_map(grid, o.span),
+                    kBeginning),
         Exit::failure);
   if (o.json) {
     fmt::print("{}\n",

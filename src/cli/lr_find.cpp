@@ -72,6 +72,7 @@ Setting run_setting(const Options& o, Config config, const RunData& data, Backen
 
 int lr_find(const Options& o) {
   if (!(o.from < o.to)) fail(Exit::usage, "--from {} is not below --to {}", o.from, o.to);
+  if (!o.svg.empty()) require_replaceable(o.svg, kSvgBeginning, "SVG drawing");
   Config config = load_config(o.config, o.set);
   const RunData all = load_run_data(config);
   const auto backend = make_backend(config.train.device, backend_options(config));
@@ -165,8 +166,7 @@ void add_lr_find(CLI::App& app, Command& command) {
                          "  linnet lr-find configs/resnet20.toml\n"
                          "  linnet lr-find configs/convnet.toml --batch 16,32,64,128 --seeds 3 --svg range.svg\n"
                          "  linnet lr-find configs/convnet.toml --optimizer sgd,adam,muon");
-  verb->add_option("config", o->config, "TOML file")->required();
-  verb->add_option("-s,--set", o->set, "override a key (may be repeated)")->allow_extra_args(false);
+  add_config_options(*verb, o->config, o->set);
   verb->add_option("--batch", o->batches, "batch sizes, with commas between (default: the config's)")
       ->delimiter(',')
       ->check(CLI::Range(1, 65536));

@@ -11,8 +11,6 @@ namespace linnet {
 
 namespace {
 
-constexpr std::string_view kFirstLines = "<!doctype html>\n<!-- Linnet pictures -->";
-
 std::string image_tag(const std::vector<uint8_t>& rgb, int size, const std::string& what) {
   return fmt::format("<figure><img src=\"data:image/png;base64,{}\" alt=\"{}\"><figcaption>{}</figcaption></figure>\n",
                      base64(to_png(rgb.data(), size, size, 3)), what, what);
@@ -61,9 +59,7 @@ std::string PicturePage::text(const std::string& title) const {
       "h2{{font-size:16px;overflow-wrap:anywhere}}td{{padding-right:1em}}meter{{width:12em}}</style>\n"
       "<h1>{0}</h1>\n<p>The maps are of the first class: where a change of the picture changes its "
       "logit.</p>\n{1}</html>\n",
-      escaped_markup(escaped(title, 1000)), body_, kFirstLines);
+      escaped_markup(escaped(title, 1000)), body_, kBeginning);
 }
-
-bool PicturePage::is_one(std::string_view text) { return text.starts_with(kFirstLines); }
 
 }  // namespace linnet

@@ -19,7 +19,7 @@ class PicturePage {
   };
   void add(const Entry&, int size, int channels);
   std::string text(const std::string& title) const;
-  static bool is_one(std::string_view text);
+  static constexpr std::string_view kBeginning = "<!doctype html>\n<!-- Linnet pictures -->";
 
  private:
   std::string body_;

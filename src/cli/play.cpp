@@ -16,6 +16,8 @@ namespace linnet {
 
 namespace {
 
+constexpr std::string_view kBeginning = "<!doctype html>\n<!-- Linnet play -->";
+
 struct Options {
   std::string function, html, svg;
   std::vector<std::string> optimizers;
@@ -141,14 +143,14 @@ std::vector<std::pair<std::string, const Path*>> shown_of(const std::vector<Play
 // One file, nothing loaded. The slider cuts the ways off.
 std::string page(const Landscape& land, const Options& o, const std::vector<Player>& players) {
   std::string out = fmt::format(
-      "<!doctype html><meta charset=\"utf-8\"><meta name=\"viewport\" "
+      "{3}\n<meta charset=\"utf-8\"><meta name=\"viewport\" "
       "content=\"width=device-width\"><title>{0}</title>\n"
       "<style>body{{font:15px system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 "
       "1rem;color:#374151;background:#fff}}"
       "svg{{max-width:100%;height:auto}}input{{width:100%}}td,th{{padding:.2rem "
       ".7rem;text-align:right}}td:first-child,th:first-child{{text-align:left}}"
       ".small{{display:flex;flex-wrap:wrap;gap:8px}}</style>\n<h1>{0}</h1><p>{1}; at most {2} steps</p>\n",
-      land.name, escaped_markup(land.summary), o.steps);
+      land.name, escaped_markup(land.summary), o.steps, kBeginning);
   size_t longest = 1;
   for (const Player& p : players) longest = std::max(longest, std::min<size_t>(p.shown.w.size() - 1, 2000));
   out += "<div id=\"main\">" + panel(land, shown_of(players), 720, 480, "") + "</div>\n";
@@ -194,6 +196,8 @@ int play(const Options& o) {
   const Landscape& land = find_entry(landscapes(), "function", o.function);
   if (!o.start.empty() && o.start.size() != land.start.size())
     fail(Exit::usage, "--start: {} has {} weights, got {}", land.name, land.start.size(), o.start.size());
+  if (!o.html.empty()) require_replaceable(o.html, kBeginning, "page of `linnet play`");
+  if (!o.svg.empty()) require_replaceable(o.svg, kSvgBeginning, "SVG drawing");
   std::vector<Player> players;
   for (const std::string& text : o.optimizers) players.push_back(play_one(land, o, text));
   if (!o.html.empty()) write_file_atomically(o.html, page(land, o, players), Exit::failure);

@@ -113,10 +113,7 @@ class Report {
 };
 
 int predict(const Options& o) {
-  if (!o.html.empty() && fs::exists(o.html) &&
-      !(fs::is_regular_file(o.html) &&
-        PicturePage::is_one(read_file(o.html, uint64_t(1) << 32, Exit::checkpoint))))  // such a page may be made anew
-    fail(Exit::usage, "{} exists and is no page of `linnet predict`; choose another file with --html", escaped(o.html));
+  if (!o.html.empty()) require_replaceable(o.html, PicturePage::kBeginning, "page of `linnet predict`");
   const Trained trained = open_trained(o.target, o);
   for (const std::string& note : trained.notes) tell("note: " + note + "\n");
   const auto& [mean, std] = std::pair(trained.config.data.mean, trained.config.data.std);

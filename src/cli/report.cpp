@@ -51,17 +51,10 @@ std::string today() {
   return fmt::format("{:%Y-%m-%d %H:%M} UTC", fmt::gmtime(now));
 }
 
-// A report may be made anew; any other file stays.
-void require_replaceable(const fs::path& out) {
-  if (!fs::exists(out)) return;
-  if (fs::is_regular_file(out) && is_report_page(read_file(out, uint64_t(1) << 30, Exit::checkpoint))) return;
-  fail(Exit::usage, "{} exists and is no report of Linnet's; choose another file with -o", out.string());
-}
-
 int report(const Options& o) {
   for (const double t : o.targets)
     if (!(t > 0 && t < 1)) fail(Exit::usage, "--target expects accuracies between 0 and 1, such as 0.8, got {}", t);
-  if (!o.out.empty()) require_replaceable(o.out);
+  if (!o.out.empty()) require_replaceable(o.out, kReportBeginning, "report of Linnet's");
   const std::vector<Group> groups = group_runs(read_runs(o.folders));
   Json numbers = {{"linnet", version()}};
   numbers.update(compare(groups, o.targets));

@@ -150,6 +150,7 @@ Plot plot_of(const Run& run, const std::vector<int64_t>& steps) {
 }
 
 int schedule(const Options& o) {
+  if (!o.svg.empty()) require_replaceable(o.svg, kSvgBeginning, "SVG drawing");
   const Config config = load_config(o.config, o.set);
   const Run run = plan(config, o.steps_per_epoch);
   const std::vector<int64_t> steps = sampled_steps(run);
@@ -179,8 +180,7 @@ void add_schedule(CLI::App& app, Command& command) {
   CLI::App* verb = app.add_subcommand("schedule",
                                       "Draw the learning rate of a run before the run.\n\n"
                                       "  linnet schedule configs/quickstart.toml --svg lr.svg");
-  verb->add_option("config", options->config, "TOML file")->required();
-  verb->add_option("-s,--set", options->set, "override a key (may be repeated)")->allow_extra_args(false);
+  add_config_options(*verb, options->config, options->set);
   verb->add_option("--steps-per-epoch", options->steps_per_epoch,
                    "steps of the optimizer an epoch (default: from the data set's size)")
       ->check(CLI::Range(1, 1000000000));

@@ -80,7 +80,7 @@ class Screen {
 RunRecord look_at(const fs::path& dir) {
   if (!fs::exists(dir / "config.toml"))
     fail(Exit::usage, "there is no run in {}: expected a folder with a config.toml", dir.string());
-  return read_run(dir);
+  return read_run_log(dir);
 }
 
 Series series_of(const RunRecord& w, const std::string& kind, const std::string& name, const std::string& label) {

@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "linnet/text.h"
+
 namespace linnet {
 namespace fs = std::filesystem;
 namespace {
@@ -136,6 +138,22 @@ void write_file_atomically(const fs::path& path, std::span<const std::string_vie
 
 void write_file_atomically(const fs::path& path, std::string_view content, Exit exit) {
   write_file_atomically(path, std::span(&content, 1), exit);
+}
+
+void require_absent(const fs::path& path) {
+  if (fs::exists(path)) fail(Exit::usage, "{} exists; remove it or choose another name", escaped(path.string()));
+}
+
+void require_replaceable(const fs::path& path, std::string_view beginning, const std::string& kind) {
+  if (!fs::exists(path)) return;
+  std::string start(beginning.size(), 0);
+  if (fs::is_regular_file(path)) {
+    const InputFile file(path, Exit::usage);
+    start.resize(std::min<uint64_t>(file.size(), start.size()));
+    file.read(0, start);
+  }
+  if (start != beginning)
+    fail(Exit::usage, "{} exists and is no {}; choose another file", escaped(path.string()), kind);
 }
 
 }  // namespace linnet

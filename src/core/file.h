@@ -94,4 +94,9 @@ std::string read_file(const std::filesystem::path& path, uint64_t limit, Exit ex
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::string_view> pieces, Exit exit);
 void write_file_atomically(const std::filesystem::path& path, std::string_view content, Exit exit);
 
+// Asked before the work whose result goes to `path`: nothing is there (require_absent), or at most a regular file whose
+// beginning says that it is of the kind to be written, which may be made anew. Else Error(Exit::usage).
+void require_absent(const std::filesystem::path& path);
+void require_replaceable(const std::filesystem::path& path, std::string_view beginning, const std::string& kind);
+
 }  // namespace linnet

@@ -78,12 +78,8 @@ namespace {
 
 // Mean cross-entropy in double, from the oracle's logits (which it computes in double).
 double oracle_loss(Net& net, const Batch& batch) {
-  Pass pass{net.backend(), net.pool()};
-  pass.train = true;
-  const Tensor step = make_step(net.backend());
-  write_step(net.backend(), step, {});
-  pass.step = step;
-  const Tensor logits = net.forward(pass, batch.images);
+  Pass pass{net.backend(), net.pool(), nullptr, true};
+  const Tensor logits = logits_of(pass, net, batch);
   const auto* z = logits.data<double>();
   const auto* labels = batch.labels.data<int32_t>();
   const int64_t rows = logits.dim(0), classes = logits.dim(1);

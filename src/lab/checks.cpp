@@ -112,7 +112,7 @@ ShortRun train_steps(Trainer& trainer, int64_t steps, const std::function<bool(c
   return run;
 }
 
-Batch plain_batch(Net& net, const BatchSource& given, int64_t count) {
+Batch plain_batch(Net& net, const BatchSource& given, int64_t count, int64_t first) {
   Backend& be = net.backend();
   BatchSource source = given;
   source.augment = {};
@@ -120,18 +120,21 @@ Batch plain_batch(Net& net, const BatchSource& given, int64_t count) {
   Batch batch{net.pool().empty({count, image[1], image[2], image[3]}, net.type()),
               net.pool().empty({count}, DType::i32)};
   const Tensor step = make_step(be), draws = net.pool().empty({count, kDrawWords}, DType::i32);
-  write_step(be, step, {});
+  write_step(be, step, {.first = first});
   be.make_batch(batch.images, batch.labels, draws, source, step, 0);
   return batch;
 }
 
-double loss_of(Net& net, const Batch& batch, bool train) {
-  Pass pass{net.backend(), net.pool()};
-  pass.train = train;
+Tensor logits_of(Pass& pass, Net& net, const Batch& batch) {
   const Tensor step = make_step(net.backend());
   write_step(net.backend(), step, {});
   pass.step = step;
-  const Tensor logits = net.forward(pass, batch.images);
+  return net.forward(pass, batch.images);
+}
+
+double loss_of(Net& net, const Batch& batch, bool train) {
+  Pass pass{net.backend(), net.pool(), nullptr, train};
+  const Tensor logits = logits_of(pass, net, batch);
   const Loss loss = softmax_cross_entropy(pass, logits, batch.labels, 0, 1.f / float(batch.labels.numel()));
   float value;
   net.backend().download(&value, loss.loss);
@@ -142,11 +145,9 @@ double gradients_of(Net& net, const Batch& batch, const Tape::Watcher& watch) {
   Backend& be = net.backend();
   Tape tape(be, net.pool());
   if (watch) tape.watch(watch);
-  const Tensor step = make_step(be);
-  write_step(be, step, {});
-  Pass pass{be, net.pool(), &tape, true, step};
+  Pass pass{be, net.pool(), &tape, true};
   tape.begin_step();
-  const Tensor logits = net.forward(pass, batch.images);
+  const Tensor logits = logits_of(pass, net, batch);
   const Loss loss = softmax_cross_entropy(pass, logits, batch.labels, 0, 1.f / float(batch.labels.numel()));
   const Tensor one = net.pool().empty({1}, DType::f32);
   const float from = 1;

@@ -67,11 +67,13 @@ struct ShortRun {
 // Stops when `enough` says so of the last row.
 ShortRun train_steps(Trainer&, int64_t steps, const std::function<bool(const Row&)>& enough = {});
 
-// The first `count` images of a source without augmentation, and their labels.
+// `count` images of a source from the `first` on, without augmentation, and their labels.
 struct Batch {
   Tensor images, labels;
 };
-Batch plain_batch(Net&, const BatchSource&, int64_t count);
+Batch plain_batch(Net&, const BatchSource&, int64_t count, int64_t first = 0);
+// The net's output; `pass` says in which mode, and is given a step of its own.
+Tensor logits_of(Pass&, Net&, const Batch&);
 // Mean loss of a batch in training mode (`train`: batch statistics, which also updates the running ones) or not.
 double loss_of(Net&, const Batch&, bool train);
 // One forward and one backward pass in training mode; the gradients are in the parameters afterwards. `watch` looks at

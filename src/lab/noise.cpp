@@ -28,23 +28,14 @@ BatchNoise batch_noise(int64_t batch, int64_t batches, const std::vector<double>
   return noise;
 }
 
-BatchNoise measure_noise(Net& net, const BatchSource& given, int64_t batch, int64_t batches) {
-  Backend& be = net.backend();
-  BatchSource source = given;
-  source.augment = {};
+BatchNoise measure_noise(Net& net, const BatchSource& source, int64_t batch, int64_t batches) {
   batches = std::min(batches, source.order.numel() / batch);
   require(batches >= 2, "[noise] {} images are not two batches of {}", source.order.numel(), batch);
-  const Shape image = source.images.shape();
-  const Batch b{net.pool().empty({batch, image[1], image[2], image[3]}, net.type()),
-                net.pool().empty({batch}, DType::i32)};
-  const Tensor step = make_step(be), draws = net.pool().empty({batch, kDrawWords}, DType::i32);
   std::vector<double> sum(size_t(net.params().flat().n_trainable), 0.0);
   double squares = 0;
   for (int64_t k = 0; k < batches; ++k) {
-    write_step(be, step, {.first = k * batch});
-    be.make_batch(b.images, b.labels, draws, source, step, 0);
-    gradients_of(net, b);
-    const std::vector<float> g = on_host(be, net.params().flat().grad);
+    gradients_of(net, plain_batch(net, source, batch, k * batch));
+    const std::vector<float> g = on_host(net.backend(), net.params().flat().grad);
     for (size_t i = 0; i < sum.size(); ++i) {
       sum[i] += double(g[i]);
       squares += double(g[i]) * double(g[i]);

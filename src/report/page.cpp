@@ -14,7 +14,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::string_view kFirstLines = "<!doctype html>\n<!-- Linnet report -->";
 constexpr size_t kMistakes = 18;  // pictures of a group
 
 // ---- Predictions ---------------------------------------------------------------------------------------------------
@@ -134,8 +133,6 @@ std::string in_script(const Json& json) {
 }
 
 }  // namespace
-
-bool is_report_page(std::string_view text) { return text.starts_with(kFirstLines); }
 
 std::string report_page(const std::vector<Group>& groups, const Json& comparison, const PageOptions& o,
                         std::vector<std::string>& notes) {

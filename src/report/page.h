@@ -15,7 +15,7 @@ struct PageOptions {
 std::string report_page(const std::vector<Group>& groups, const Json& comparison, const PageOptions&,
                         std::vector<std::string>& notes);
 
-// Whether `text` begins as a page of report_page does: such a file may be replaced.
-bool is_report_page(std::string_view text);
+// What such a page begins with.
+constexpr std::string_view kReportBeginning = "<!doctype html>\n<!-- Linnet report -->";
 
 }  // namespace linnet

@@ -47,6 +47,7 @@ std::string draw_bars(const std::vector<Bar>&, const Terminal&, bool log = false
 std::string wrap_words(const std::string& text, size_t width);
 
 // Light or dark as the reader's browser is.
+constexpr std::string_view kSvgBeginning = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=";
 std::string draw_svg(const Plot&);
 
 }  // namespace linnet

@@ -66,9 +66,14 @@ RunRecord read_run_summary(const fs::path& dir) {
   return run;
 }
 
-RunRecord read_run(const fs::path& dir) {
+RunRecord read_run_log(const fs::path& dir) {
   RunRecord run = read_run_summary(dir);
   run.rows = read_rows(dir);
+  return run;
+}
+
+RunRecord read_run(const fs::path& dir) {
+  RunRecord run = read_run_log(dir);
   const fs::path file = dir / "predictions.json";
   std::error_code error;
   if (run.status == "done" && fs::exists(file, error))

@@ -20,8 +20,8 @@ struct RunRecord {
   Config config;
   Json env, summary;
   std::string status;                      // summary.json's; "stopped" where it says "running" and nobody trains
-  std::vector<LoggedRow> rows;             // of read_run, as what follows
-  std::optional<Predictions> predictions;  // of a finished run
+  std::vector<LoggedRow> rows;             // of read_run_log
+  std::optional<Predictions> predictions;  // of read_run, if it is finished
   std::optional<Calibration> calibration;  // of `linnet eval --calibrate`, if it is of these weights
   double number(const char* key) const;    // of the summary; NaN if it has none
 };
@@ -31,7 +31,9 @@ std::vector<std::filesystem::path> find_runs(const std::filesystem::path& path);
 
 // config.toml, env.json and summary.json. An Error names the file that cannot be read.
 RunRecord read_run_summary(const std::filesystem::path& dir);
-// And the rows of the logs, the predictions, the calibration.
+// And the rows of the logs.
+RunRecord read_run_log(const std::filesystem::path& dir);
+// And the predictions and the calibration, for which the weights are read.
 RunRecord read_run(const std::filesystem::path& dir);
 
 // What env.json holds, as "data/train/xxh3" -> "...", without the time at which the run started.
