@@ -196,12 +196,15 @@ struct PixelSource {
   const uint8_t* __restrict__ images;
   const float* __restrict__ table;  // [256, channels]: (v / 255 - mean) / std
   int64_t height, width, channels;
-  LINNET_HD const uint8_t* at(const SampleDraw& d, int64_t y, int64_t x) const {
+  LINNET_HD const uint8_t* line(const SampleDraw& d, int64_t y) const {
     const int64_t sy = source_line<kPadding>(y + d.dy, height);
-    const int64_t sx = source_line<kPadding>((d.flip ? width - 1 - x : x) + d.dx, width);
-    if (d.item < 0 || sy < 0 || sx < 0) return nullptr;
-    return images + ((d.item * height + sy) * width + sx) * channels;
+    return d.item < 0 || sy < 0 ? nullptr : images + (d.item * height + sy) * width * channels;
   }
+  LINNET_HD const uint8_t* at(const SampleDraw& d, const uint8_t* line, int64_t x) const {
+    const int64_t sx = source_line<kPadding>((d.flip ? width - 1 - x : x) + d.dx, width);
+    return !line || sx < 0 ? nullptr : line + sx * channels;
+  }
+  LINNET_HD const uint8_t* at(const SampleDraw& d, int64_t y, int64_t x) const { return at(d, line(d, y), x); }
 };
 
 // Crop and flip alone, over rows (n, y) of the output and pixels x in a row. Black is black before normalising.
@@ -211,8 +214,19 @@ struct CropFlipNormalize {
   const SampleDraw* __restrict__ draws;
   T* __restrict__ out;
   LINNET_HD void operator()(int64_t row, int64_t x) const {
-    const int64_t n = row / source.height, y = row % source.height, channels = source.channels;
-    const uint8_t* src = source.at(draws[n], y, x);
+    const SampleDraw& d = draws[row / source.height];
+    pixel(d, source.line(d, row % source.height), row, x);
+  }
+  LINNET_HD void row(int64_t row, int64_t width) const {
+    const SampleDraw& d = draws[row / source.height];
+    const uint8_t* line = source.line(d, row % source.height);
+    for (int64_t x = 0; x < width; ++x) pixel(d, line, row, x);
+  }
+
+ private:
+  LINNET_HD void pixel(const SampleDraw& d, const uint8_t* line, int64_t row, int64_t x) const {
+    const int64_t channels = source.channels;
+    const uint8_t* src = source.at(d, line, x);
     T* dst = out + (row * source.width + x) * channels;
     for (int64_t c = 0; c < channels; ++c) dst[c] = T(source.table[(src ? src[c] : 0) * channels + c]);
   }

@@ -144,6 +144,29 @@ struct AvgPool {
       }
     y[pixel * s.channels + c] = T(sum / float(s.size_h * s.size_w));
   }
+  LINNET_HD void row(int64_t pixel, int64_t channels) const {
+    constexpr int64_t kTogether = 16;
+    int64_t first = 0;
+    for (; first + kTogether <= channels; first += kTogether) several<kTogether>(pixel, first);
+    for (; first < channels; ++first) (*this)(pixel, first);
+  }
+
+ private:
+  // The same sums for `kCount` channels at once.
+  template <int64_t kCount>
+  LINNET_HD void several(int64_t pixel, int64_t first) const {
+    const PixelAt at(pixel, s.out_height, s.out_width);
+    float sum[kCount] = {};
+    for (int i = 0; i < s.size_h; ++i)
+      for (int j = 0; j < s.size_w; ++j) {
+        const int64_t h = at.row * s.stride - s.pad + i, w = at.column * s.stride - s.pad + j;
+        if (h < 0 || h >= s.height || w < 0 || w >= s.width) continue;
+        const T* __restrict__ v = x + ((at.image * s.height + h) * s.width + w) * s.channels + first;
+        for (int64_t c = 0; c < kCount; ++c) sum[c] += float(v[c]);
+      }
+    T* __restrict__ out = y + pixel * s.channels + first;
+    for (int64_t c = 0; c < kCount; ++c) out[c] = T(sum[c] / float(s.size_h * s.size_w));
+  }
 };
 template <class T>
 struct AvgPoolGrad {
@@ -198,6 +221,16 @@ struct Shortcut {
     const int64_t in = ((at.image * s.height + oh * s.stride) * s.width + ow * s.stride) * s.channels + from;
     y[pixel * s.out_channels + c] = from >= 0 && from < s.channels ? x[in] : T(0.f);
   }
+  LINNET_HD void row(int64_t pixel, int64_t channels) const {
+    const PixelAt at(pixel, s.out_height, s.out_width);
+    const T* __restrict__ from =
+        x + ((at.image * s.height + at.row * s.stride) * s.width + at.column * s.stride) * s.channels;
+    T* __restrict__ out = y + pixel * channels;
+    __builtin_memset(out, 0, uint64_t(s.shift) * sizeof(T));  // all bits 0: 0 in every type
+    __builtin_memcpy(out + s.shift, from, uint64_t(s.channels) * sizeof(T));
+    const int64_t end = s.shift + s.channels;
+    __builtin_memset(out + end, 0, uint64_t(channels - end) * sizeof(T));
+  }
 };
 template <class T>
 struct ShortcutGrad {
@@ -210,6 +243,18 @@ struct ShortcutGrad {
     const bool taken = h % s.stride == 0 && w % s.stride == 0;
     const int64_t out = ((n * s.out_height + h / s.stride) * s.out_width + w / s.stride) * s.out_channels + c + s.shift;
     dx[pixel * s.channels + c] = taken ? dy[out] : T(0.f);
+  }
+  LINNET_HD void row(int64_t pixel, int64_t channels) const {
+    const PixelAt at(pixel, s.height, s.width);
+    const int64_t line = at.row / s.stride, column = at.column / s.stride;
+    const bool taken = line * s.stride == at.row && column * s.stride == at.column;
+    T* __restrict__ out = dx + pixel * channels;
+    const T* __restrict__ from =
+        dy + ((at.image * s.out_height + line) * s.out_width + column) * s.out_channels + s.shift;
+    if (taken)
+      __builtin_memcpy(out, from, uint64_t(channels) * sizeof(T));
+    else
+      __builtin_memset(out, 0, uint64_t(channels) * sizeof(T));
   }
 };
 

@@ -1,5 +1,5 @@
 // The baseline CNN: three times (3x3 convolution, batch norm, ReLU, 2x2 max pooling) with 32, 64, 128 channels, then
-// one linear layer on what is left (4x4x128 for 32x32 images).
+// one linear layer on what is left (4x4x128 for 32x32 images). Also without batch norm, and with it behind the ReLU.
 #include <optional>
 
 #include "models.h"
@@ -8,13 +8,15 @@ namespace linnet {
 
 namespace {
 
+enum class Norm { none, before_relu, after_relu };
+
 struct ConvNet : Module {
-  ConvNet(const Scope& s, const ModelOptions& o, bool batch_norm) {
+  ConvNet(const Scope& s, const ModelOptions& o, Norm norm) : norm(norm) {
     int64_t in = o.channels;
     for (int i = 0; i < 3; ++i) {
       const int64_t out = 32 << i;
       convs.emplace_back(s / fmt::format("conv{}", i + 1), in, out, 3, Conv{1, 1});
-      if (batch_norm) norms.emplace_back(s / fmt::format("bn{}", i + 1), out);
+      if (norm != Norm::none) norms.emplace_back(s / fmt::format("bn{}", i + 1), out);
       in = out;
     }
     dropout.emplace(s, o.dropout);
@@ -25,12 +27,17 @@ struct ConvNet : Module {
     Tensor h = x;
     for (size_t i = 0; i < convs.size(); ++i) {
       h = convs[i].forward(p, h);
-      h = norms.empty() ? relu(p, h) : norms[i].relu(p, h);
+      if (norm == Norm::before_relu)
+        h = norms[i].relu(p, h);
+      else
+        h = relu(p, h);
+      if (norm == Norm::after_relu) h = norms[i].forward(p, h);
       h = max_pool(p, h, {2, 2, 2, 0});
     }
     return linear->forward(p, dropout->forward(p, flatten(p, h)));
   }
 
+  Norm norm;
   std::vector<Conv2d> convs;
   std::vector<BatchNorm2d> norms;
   std::optional<Dropout> dropout;
@@ -41,11 +48,15 @@ struct ConvNet : Module {
 
 std::unique_ptr<Module> convnet(const Scope& s, const ModelOptions& o) {
   require_image("convnet", o, 8);
-  return std::make_unique<ConvNet>(s, o, true);
+  return std::make_unique<ConvNet>(s, o, Norm::before_relu);
 }
 std::unique_ptr<Module> convnet_without_bn(const Scope& s, const ModelOptions& o) {
   require_image("convnet_nobn", o, 8);
-  return std::make_unique<ConvNet>(s, o, false);
+  return std::make_unique<ConvNet>(s, o, Norm::none);
+}
+std::unique_ptr<Module> convnet_postbn(const Scope& s, const ModelOptions& o) {
+  require_image("convnet_postbn", o, 8);
+  return std::make_unique<ConvNet>(s, o, Norm::after_relu);
 }
 
 }  // namespace linnet

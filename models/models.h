@@ -10,6 +10,7 @@ template <int n>
 std::unique_ptr<Module> plain_net(const Scope&, const ModelOptions&);
 std::unique_ptr<Module> convnet(const Scope&, const ModelOptions&);  // convnet.cpp
 std::unique_ptr<Module> convnet_without_bn(const Scope&, const ModelOptions&);
+std::unique_ptr<Module> convnet_postbn(const Scope&, const ModelOptions&);
 std::unique_ptr<Module> mlp(const Scope&, const ModelOptions&);  // mlp.cpp
 std::unique_ptr<Module> linear_model(const Scope&, const ModelOptions&);
 

@@ -94,7 +94,7 @@ std::unique_ptr<Module> plain_net(const Scope& s, const ModelOptions& o) {
 #define LINNET_DEPTH(n)                                                                \
   template std::unique_ptr<Module> residual_net<n>(const Scope&, const ModelOptions&); \
   template std::unique_ptr<Module> plain_net<n>(const Scope&, const ModelOptions&);
-LINNET_DEPTH(3) LINNET_DEPTH(5) LINNET_DEPTH(7) LINNET_DEPTH(9) LINNET_DEPTH(18)
+LINNET_DEPTH(1) LINNET_DEPTH(3) LINNET_DEPTH(5) LINNET_DEPTH(7) LINNET_DEPTH(9) LINNET_DEPTH(18)
 #undef LINNET_DEPTH
 
 }  // namespace linnet

@@ -50,7 +50,9 @@ TEST(Bench, LayersAndOperations) {
 }
 
 TEST(Bench, EvaluationAndTextForPeople) {
-  EXPECT_GT(bench("eval --model mlp")["images_per_s"].get<double>(), 0);
+  const json eval = bench("eval --model mlp");
+  EXPECT_GT(eval["images_per_s"].get<double>(), 0);
+  EXPECT_GT(eval["by_training"].get<double>(), 0);
   const Ended ended = run_in_shell("bench --model mlp --batch 8 --seconds 0.05");
   EXPECT_EQ(ended.code, 0);
   for (const char* part : {"images/s", "GFLOP/s", "share", "of memory"}) expect_has(ended.out, part);

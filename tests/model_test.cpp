@@ -21,11 +21,9 @@ int64_t count(const std::string& model, char shortcut = 'A') {
 }
 
 TEST(Model, ResNetsHaveThePapersNumberOfParameters) {
-  const std::map<std::string, std::pair<int64_t, int64_t>> expected = {{"20", {269722, 272474}},
-                                                                       {"32", {464154, 466906}},
-                                                                       {"44", {658586, 661338}},
-                                                                       {"56", {853018, 855770}},
-                                                                       {"110", {1727962, 1730714}}};
+  const std::map<std::string, std::pair<int64_t, int64_t>> expected = {
+      {"8", {75290, 78042}},    {"20", {269722, 272474}}, {"32", {464154, 466906}},
+      {"44", {658586, 661338}}, {"56", {853018, 855770}}, {"110", {1727962, 1730714}}};
   for (const auto& [depth, counts] : expected) {
     EXPECT_EQ(count("resnet" + depth, 'A'), counts.first) << depth;
     EXPECT_EQ(count("resnet" + depth, 'B'), counts.second) << depth;
@@ -152,7 +150,7 @@ std::string refused(const std::string& model, const ModelOptions& o) {
 }
 
 TEST(Model, ImagesThatAreTooSmallAreRefused) {
-  for (const char* model : {"resnet20", "plain20", "convnet", "convnet_nobn"}) {
+  for (const char* model : {"resnet8", "plain8", "convnet", "convnet_nobn", "convnet_postbn"}) {
     EXPECT_NE(refused(model, options(7)).find("at least 8x8 pixels, got 7x7"), std::string::npos) << model;
     EXPECT_NE(refused(model, {.height = 32, .width = 4}), "") << model;
   }
@@ -160,7 +158,7 @@ TEST(Model, ImagesThatAreTooSmallAreRefused) {
 
 TEST(Model, AnUnknownNameGetsTheNearest) {
   EXPECT_NE(refused("resnet21", {}).find("did you mean 'resnet20'?"), std::string::npos);
-  EXPECT_NE(refused("transformer", {}).find("known are resnet20, "), std::string::npos);
+  EXPECT_NE(refused("transformer", {}).find("known are resnet8, "), std::string::npos);
 }
 
 Config learning_config(const std::string& model, char shortcut = 'A') {

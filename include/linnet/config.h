@@ -130,7 +130,7 @@ struct Config {
     std::string accumulate_tail = "flush";
     std::string lr_scaling = "none";
     int64_t lr_batch_size = 128;
-    int64_t eval_batch_size = 500;
+    int64_t eval_batch_size = 128;  // activations that stay in the cache
     int64_t seed = 0;
     double label_smoothing = 0;
     std::string precision = "auto";

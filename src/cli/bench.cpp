@@ -154,6 +154,23 @@ int bench_in_turns(const Options& o, int64_t group, const std::function<double()
   return int(Exit::ok);
 }
 
+void print_lines(const std::vector<Line>& lines, const std::string& kind, const CpuPeak& peak) {
+  double sum = 0;
+  for (const Line& l : lines) sum += l.ms;
+  size_t width = 4;
+  for (const Line& l : lines) width = std::max(width, l.name.size());
+  fmt::print("{:<{}} {:>6} {:>9} {:>7} {:>9} {:>8} {:>7}\n", kind, width, "calls", "ms", "share", "GFLOP/s", "of peak",
+             "GB/s");
+  for (const Line& l : lines) {
+    const double rate = l.gflops / l.ms * 1e3;
+    fmt::print("{:<{}} {:>6} {:>9.3f} {:>6.1f}% {:>9} {:>8} {:>7.1f}\n", l.name, width, std::lround(l.calls), l.ms,
+               100 * l.ms / sum, rate > 0 ? fmt::format("{:.0f}", rate) : "",
+               rate > 0 ? fmt::format("{:.0f}%", 100 * rate / peak.gflops) : "", l.gbytes / l.ms * 1e3);
+  }
+  fmt::print(
+      "GFLOP/s count the direct sum of a convolution, of which Winograd does a quarter; GB/s each operand once.\n");
+}
+
 int bench_steps(const Options& o) {
   Subject s(o, std::max<int64_t>(2048, 8 * o.batch));
   const bool cpu = s.backend->device() == Device::cpu;
@@ -214,42 +231,55 @@ int bench_steps(const Options& o) {
   fmt::print("first step after {:.0f} ms; {:.0f} MB of memory at most\n", s.first_step_ms, rss);
   if (!cpu) return int(Exit::ok);
   fmt::print("this machine now: {:.0f} GFLOP/s in f32, {:.0f} GB/s by a copy\n\n", peak.gflops, peak.gbytes);
-  double sum = 0;
-  for (const Line& l : lines) sum += l.ms;
-  size_t width = 4;
-  for (const Line& l : lines) width = std::max(width, l.name.size());
-  fmt::print("{:<{}} {:>6} {:>9} {:>7} {:>9} {:>8} {:>7}\n", o.what == "step" ? "call" : o.what, width, "calls", "ms",
-             "share", "GFLOP/s", "of peak", "GB/s");
-  for (const Line& l : lines) {
-    const double rate = l.gflops / l.ms * 1e3;
-    fmt::print("{:<{}} {:>6} {:>9.3f} {:>6.1f}% {:>9} {:>8} {:>7.1f}\n", l.name, width, std::lround(l.calls), l.ms,
-               100 * l.ms / sum, rate > 0 ? fmt::format("{:.0f}", rate) : "",
-               rate > 0 ? fmt::format("{:.0f}%", 100 * rate / peak.gflops) : "", l.gbytes / l.ms * 1e3);
-  }
-  fmt::print(
-      "GFLOP/s count the direct sum of a convolution, of which Winograd does a quarter; GB/s each operand once.\n");
+  print_lines(lines, o.what == "step" ? "call" : o.what, peak);
   return int(Exit::ok);
 }
 
+// Evaluations and training steps in turns: their ratio is that of one moment of the machine.
 int bench_eval(const Options& o) {
   constexpr int64_t kImages = 10'000;  // CIFAR-10's test set
   Subject s(o, kImages);
   Net& net = s.trainer->net();
   const BatchSource source = upload_source(*s.backend, s.data.train, s.config.data.mean, s.config.data.std);
-  std::vector<double> ms;
-  for (double spent = 0; spent < o.seconds * 1e3 || ms.size() < 3; spent += ms.back()) {
+  const auto ms_of = [&](const auto& work) {
     const int64_t begin = now_ns();
-    net.evaluate(source, s.config.train.eval_batch_size, s.data.train.classes);
-    ms.push_back(double(now_ns() - begin) * 1e-6);
+    work();
+    s.backend->synchronize();
+    return double(now_ns() - begin) * 1e-6;
+  };
+  const auto evaluate = [&] { net.evaluate(source, s.config.train.eval_batch_size, s.data.train.classes); };
+  const int64_t steps = std::max<int64_t>(1, kImages / 2 / o.batch);  // take about as long as an evaluation
+  std::vector<double> ms, training, by_training;
+  for (double spent = 0; spent < o.seconds * 1e3 || ms.size() < 3;) {
+    const double step_ms = ms_of([&] {
+                             for (int64_t i = 0; i < steps; ++i) s.step();
+                           }) /
+                           double(steps);
+    ms.push_back(ms_of(evaluate));
+    training.push_back(image_rate(o, step_ms));
+    by_training.push_back(double(kImages) / ms.back() * 1e3 / training.back());
+    spent += ms.back() + step_ms * double(steps);
   }
   const double rate = double(kImages) / median(ms) * 1e3;
-  Json json = {{"images_per_s", rate}, {"ms", median(ms)}, {"ms_min", *std::ranges::min_element(ms)}};
+  Json json = {{"images_per_s", rate},
+               {"ms", median(ms)},
+               {"ms_min", *std::ranges::min_element(ms)},
+               {"training_images_per_s", median(training)},
+               {"by_training", median(by_training)},
+               {"rounds", ms.size()}};
   json.update(about(o, *s.backend, net.type()));
-  if (o.json)
+  if (o.json) {
     fmt::print("{}\n", json.dump());
-  else
-    fmt::print("{} {}: evaluation of {} images/s, {:.0f} ms for {} images\n", o.model, name_of(net.type()),
-               std::lround(rate), median(ms), kImages);
+    return int(Exit::ok);
+  }
+  fmt::print("{} {}: evaluation of {} images/s, {:.2f} times training's {} (batch {}); {:.0f} ms for {} images\n",
+             o.model, name_of(net.type()), std::lround(rate), median(by_training), std::lround(median(training)),
+             o.batch, median(ms), kImages);
+  if (s.backend->device() != Device::cpu) return int(Exit::ok);
+  s.log->start();
+  evaluate();
+  s.log->stop();
+  print_lines(lines_of(s.log->spans(), 1, "step", net.params()), "call", measure_cpu_peak(o.threads));
   return int(Exit::ok);
 }
 
