@@ -85,9 +85,11 @@ void Console::on_step(int64_t step, int64_t epoch) {
     rate_step_ = step;
   }
   if (bar_) return draw(step, epoch);
-  if (!first)
-    line(fmt::format("epoch {}/{} step {}/{} loss {:.4f} acc {:.2f} % {:.0f} img/s ETA {}", epoch + 1, epochs_,
-                     step - epoch * steps_per_epoch_, steps_per_epoch_, loss_, 100 * acc_, img_per_s_, eta(step)));
+  if (first) return;
+  // The first loss is known after log.interval steps.
+  const std::string loss = std::isnan(loss_) ? "" : fmt::format("loss {:.4f} acc {:.2f} % ", loss_, 100 * acc_);
+  line(fmt::format("epoch {}/{} step {}/{} {}{:.0f} img/s ETA {}", epoch + 1, epochs_, step - epoch * steps_per_epoch_,
+                   steps_per_epoch_, loss, img_per_s_, eta(step)));
 }
 
 // Parts are dropped from the right until the line fits the window.
