@@ -5,6 +5,8 @@
 // bias correction, comes from factors(), which the host calls once a step. That is also where most forms of a formula
 // differ, so that the loop over the parameters has no branches and can use vector instructions.
 //
+// effective_lr(), of the rules that divide by a root, is what an averaged gradient is multiplied with.
+//
 // In comments: w weight, g gradient, t the number of the update, from 1.
 #pragma once
 #include <variant>
@@ -150,6 +152,9 @@ struct Adagrad : RuleBase {
     s[0] += T(p.c[1]) + g * g;
     return w - T(p.c[0]) * g / (std::sqrt(s[0] + T(eps_inside)) + T(eps_outside));
   }
+  double effective_lr(const double* s, const GroupStep& p) const {
+    return p.c[0] / (std::sqrt(s[0] + eps_inside) + eps_outside);
+  }
 };
 
 // RMSProp: v <- alpha v + (1 - alpha) g^2;  w <- w - lr g / (sqrt(v) + eps), or with eps inside: sqrt(v + eps).
@@ -203,6 +208,10 @@ struct RmsProp : RuleBase {
       return w - T(p.lr) * s[kBuffer] / root;
     }
   }
+  double effective_lr(const double* s, const GroupStep& p) const {
+    const double mean = Centered ? s[kMean] : 0, v = p.c[1] * s[0] - mean * mean;
+    return p.lr / (std::sqrt((v > 0 ? v : 0) + set.eps_inside) + set.eps_outside);
+  }
 };
 
 // Adam: m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;  w <- w - lr a m / (sqrt(b v + eps_in) +
@@ -247,6 +256,10 @@ struct Adam : RuleBase {
     const T root = std::sqrt(T(p.c[1]) * v + T(p.c[3])) + T(eps - p.c[3]);
     return w - T(p.c[0]) * s[0] / root;
   }
+  double effective_lr(const double* s, const GroupStep& p) const {
+    const double lr = form == AdamForm::eps_hat ? p.c[0] * seen(beta1, p.t) : p.lr;
+    return lr / (std::sqrt(p.c[1] * s[AmsGrad ? 2 : 1] + p.c[3]) + eps - p.c[3]);
+  }
 };
 
 // NAdam: Adam with Nesterov momentum. m and v as Adam's;  w <- w - lr (a g + b m) / (sqrt(v / (1 - beta2^t)) + eps)
@@ -276,6 +289,7 @@ struct Nadam : RuleBase {
     s[1] = T(beta2) * s[1] + T(1 - beta2) * g * g;
     return w - (T(p.c[0]) * g + T(p.c[1]) * s[0]) / (std::sqrt(T(p.c[2]) * s[1]) + T(eps));
   }
+  double effective_lr(const double* s, const GroupStep& p) const { return p.lr / (std::sqrt(p.c[2] * s[1]) + eps); }
 };
 
 // RAdam: Adam without its second moment while too few gradients have been seen to trust it. m and v as Adam's;
@@ -306,6 +320,9 @@ struct Radam : RuleBase {
     s[0] = T(beta1) * s[0] + T(1 - beta1) * g;
     s[1] = T(beta2) * s[1] + T(1 - beta2) * g * g;
     return w - T(p.c[0]) * s[0] / (T(p.c[1]) * std::sqrt(s[1]) + T(p.c[2]));
+  }
+  double effective_lr(const double* s, const GroupStep& p) const {
+    return p.c[0] * seen(beta1, p.t) / (p.c[1] * std::sqrt(s[1]) + p.c[2]);
   }
 };
 

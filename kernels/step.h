@@ -40,9 +40,20 @@ struct StepResult {
   int64_t skipped = 0;     // steps so far that were bad
 };
 
+// One of the last steps, for whoever asks why a run diverged.
+struct StepTrace {
+  int64_t step = -1;  // 0-based; -1: there is none yet
+  double loss = 0;    // sum over the step's images
+  double lr = 0;      // of group 0
+  float grad_norm = 0;
+  int32_t bad = 0;
+};
+inline constexpr int kTraceSteps = 100;
+
 struct StepMemory {
   StepParams params;
   StepResult result;
+  StepTrace trace[kTraceSteps];  // step s is at s % kTraceSteps
 };
 
 }  // namespace linnet

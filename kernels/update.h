@@ -54,6 +54,8 @@ struct JudgeStep {
     const bool halted = r.halted != 0;
     r.bad = halted || overflow || diverged;
     if (halted) return;
+    const StepParams& p = m->params;
+    m->trace[p.step % kTraceSteps] = {p.step, sums[0], p.group[0].lr, norm, r.bad};
     if (r.bad && r.bad_in_row == 0) r.bad_step = m->params.step;
     r.bad_in_row = r.bad ? r.bad_in_row + 1 : 0;
     r.halted = r.bad_in_row > (diverged ? m->params.max_bad_in_row : m->params.max_overflows_in_row);

@@ -102,5 +102,55 @@ TEST_F(Lab, LandscapeOfARun) {
   expect_has(read(page), "<h2>Two directions</h2>");
 }
 
+// A learning rate of 1e4: the message points to the autopsy, which needs nothing but the run's folder.
+TEST_F(Lab, AutopsyOfADivergedRun) {
+  const std::string run = (dir_ / "run").string();
+  const Ended trained =
+      run_in_shell("train " + config() + " --out '" + run +
+                   "' --set optimizer.lr=1e4 --set model.name=convnet_nobn --set log.tensorboard=false");
+  EXPECT_EQ(trained.code, 5) << trained.out;
+  expect_has(trained.out, "what led to it: linnet autopsy " + run);
+  const Ended e = run_in_shell("autopsy '" + run + "'");
+  ASSERT_EQ(e.code, 0) << e.out;
+  const json bad = json::parse(read(dir_ / "run" / "nonfinite.json"));
+  EXPECT_EQ(bad["steps"].size(), bad["step"].get<size_t>() + 1);
+  for (const std::string& part :
+       {"first seen in: " + bad["where"].get<std::string>(), std::string("the images"), std::string("usual for sgd"),
+        std::string("/config.toml --set optimizer.lr=0.1\n"), std::string("gradient norm")})
+    expect_has(e.out, part);
+  const std::string page = read(dir_ / "run" / "autopsy.html");
+  for (const char* part : {"data:image/png;base64,", "<svg", "class=\"first\"", "optimizer.lr=0.1"})
+    expect_has(page, part);
+  for (const char* part : {"src=\"http", "href=", "@import", "<script"}) EXPECT_EQ(page.find(part), page.npos);
+  const Ended as_json = run_in_shell("autopsy '" + run + "' --json 2>/dev/null; true");
+  EXPECT_EQ(json::parse(as_json.out)["suggestion"]["setting"], "optimizer.lr=0.1");
+
+  const std::string other = (dir_ / "mine.html").string();
+  std::ofstream(other) << "a page of mine";
+  EXPECT_EQ(run_in_shell("autopsy '" + run + "' -o '" + other + "'").code, 2);
+  EXPECT_EQ(read(other), "a page of mine");
+  EXPECT_EQ(run_in_shell("autopsy '" + dir_.path().string() + "'").code, 2);
+}
+
+TEST_F(Lab, AutopsyOfAPoisonedInput) {
+  const std::string run = (dir_ / "run").string();
+  EXPECT_EQ(run_in_shell("train " + config() + " --out '" + run +
+                         "' --set model.name=convnet_nobn --set log.tensorboard=false --set 'data.mean=[0.5,0.5,0.5]' "
+                         "--set 'data.std=[1e-30,1e-30,1e-30]'")
+                .code,
+            5);
+  const Ended e = run_in_shell("autopsy '" + run + "'");
+  ASSERT_EQ(e.code, 0) << e.out;
+  expect_has(e.out, "so it is the input");
+  expect_has(e.out, "--set data.std= --set data.mean=\n");
+  // The suggestion helps.
+  const Ended again = run_in_shell("train '" + run + "/config.toml' --out '" + (dir_ / "again").string() +
+                                   "' --epochs 1 --set data.std= --set data.mean=");
+  EXPECT_EQ(again.code, 0) << again.out;
+  for (const char* part : {"fit: ", "run: "}) expect_has(again.out, part);
+  const json summary = json::parse(read(dir_ / "again" / "summary.json"));
+  EXPECT_TRUE(summary.contains("fit") && summary.contains("epochs_to")) << summary;
+}
+
 }  // namespace
 }  // namespace linnet

@@ -344,5 +344,31 @@ TEST_F(SweepTest, DiffNamesTheFirstStepThatDiffers) {
   EXPECT_EQ(run_in_shell("diff " + at("a") + " " + at("nowhere")).code, 2);
 }
 
+// The table of batch sizes: updates, times, accuracies and first losses, in the order of the sizes.
+TEST_F(SweepTest, BatchSizesHaveATable) {
+  const Ended e = run_in_shell("sweep " + at("plain.toml") + " --grid train.batch_size=48,16,32 --out " + at("out"));
+  ASSERT_EQ(e.code, 0) << e.out;
+  expect_has(e.out, "updates an epoch");
+  const json all = json::parse(run_in_shell("report " + at("out") + " --json").out);
+  const json& rows = all["batches"];
+  ASSERT_EQ(rows.size(), 3U);
+  const int sizes[] = {16, 32, 48}, updates[] = {6, 3, 2};
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(rows[i]["images_per_step"], sizes[i]);
+    EXPECT_EQ(rows[i]["updates_per_epoch"], updates[i]);
+    EXPECT_EQ(rows[i]["updates"], 2 * updates[i]);
+    EXPECT_GT(rows[i]["seconds_per_epoch"].get<double>(), 0);
+    ASSERT_EQ(rows[i]["first_losses"].size(), 3U);
+    const auto run = "plain_train.batch_size=" + std::to_string(sizes[i]) + "_s0";
+    EXPECT_EQ(rows[i]["test/acc"], summary(run)["test/acc"]);
+    EXPECT_EQ(rows[i]["train/acc"], summary(run)["train/acc"]);
+    const std::string first = lines_of(read(this->run(run) / "metrics.jsonl"))[0];
+    EXPECT_EQ(rows[i]["first_losses"][0], json::parse(first)["train/loss"]);
+  }
+  const json one =
+      json::parse(run_in_shell("report '" + (run("plain_train.batch_size=16_s0")).string() + "' --json").out);
+  EXPECT_TRUE(one["batches"].empty());
+}
+
 }  // namespace
 }  // namespace linnet

@@ -130,15 +130,16 @@ TEST_F(Cli, TrainsEvaluatesAndLeavesACompleteFolder) {
   std::vector<json> rows, times;
   for (const std::string& line : lines_of(read(run / "metrics.jsonl"))) rows.push_back(json::parse(line));
   for (const std::string& line : lines_of(read(run / "timing.jsonl"))) times.push_back(json::parse(line));
-  ASSERT_EQ(rows.size(), 6u + 2 + 1);
+  ASSERT_EQ(rows.size(), 6u + 2 + 2 + 1);  // of steps, layers, epochs, and the test's
   EXPECT_EQ(times.size(), rows.size());
   for (const char* name : {"train/loss", "train/acc", "lr", "grad_norm"})
     EXPECT_TRUE(rows[0][name].is_number()) << name;
   for (const char* name : {"train/loss", "train/acc", "val/loss", "val/acc", "lr"})
-    EXPECT_TRUE(rows[3][name].is_number()) << name;
-  EXPECT_EQ(rows[3]["kind"], "epoch");
-  EXPECT_EQ(rows[8]["kind"], "test");
-  EXPECT_EQ(rows[8]["test/acc"], summary["test/acc"]);
+    EXPECT_TRUE(rows[4][name].is_number()) << name;
+  EXPECT_EQ(rows[3]["kind"], "layers");
+  EXPECT_EQ(rows[4]["kind"], "epoch");
+  EXPECT_EQ(rows[10]["kind"], "test");
+  EXPECT_EQ(rows[10]["test/acc"], summary["test/acc"]);
   EXPECT_GE(times[3]["wall_s"], 0.0);
 
   const json env = json::parse(read(run / "env.json"));

@@ -42,9 +42,9 @@ int times(const std::string& text, const std::string& part) {
 TEST_F(CliWarnings, AreListed) {
   const Ended text = linnet("list warnings"), as_json = linnet("list warnings --json");
   EXPECT_EQ(text.code, 0);
-  expect_has(text.out, "W28");
+  expect_has(text.out, "W30");
   const json table = json::parse(as_json.out);
-  ASSERT_EQ(table.size(), 28u);
+  ASSERT_EQ(table.size(), 30u);
   EXPECT_EQ(table[5]["id"], "W6");
   EXPECT_EQ(table[5]["kind"], "start");
   expect_has(table[5]["advice"], "Use adamw");

@@ -37,7 +37,7 @@ TEST_F(Watch, InAPipeItPrintsOnce) {
   const Ended ended = run_in_shell("watch " + a + " --against " + b);
   ASSERT_EQ(ended.code, 0) << ended.out;
   for (const char* part : {"a: linear with sgd, seed 0: done\n", "epoch 4 of 4, step 8", "val/acc\n", "learning rate\n",
-                           "gradient norm\n", "o a\n", "* to beat: b\n"})
+                           "gradient norm\n", "fit: ", "gradient norm by layer, step 8\n", "  update ", "update norm\n", "o a\n", "* to beat: b\n"})
     expect_has(ended.out, part);
   EXPECT_EQ(ended.out.find('\x1b'), std::string::npos);
 }

@@ -118,12 +118,12 @@ TEST(Device, AFailureNamesTheStep) {
   config.log.interval = 50;
   const auto message = [&](Device kind) {
     const RunData data = load_run_data(config);
-    FailingDevice backend(19 * 2 + 3, kind);  // in the third step
+    FailingDevice backend(19 * 5 + 3, kind);  // in the sixth step; the first three are looked at
     Trainer trainer(config, backend, data);
     return error_of([&] { trainer.run({}); });
   };
-  EXPECT_EQ(message(Device::cpu), "[cuda] an illegal memory access was encountered (in step 3)");
-  EXPECT_EQ(message(Device::cuda), "[cuda] an illegal memory access was encountered (in step 1 or later, at most 3)");
+  EXPECT_EQ(message(Device::cpu), "[cuda] an illegal memory access was encountered (in step 6)");
+  EXPECT_EQ(message(Device::cuda), "[cuda] an illegal memory access was encountered (in step 4 or later, at most 6)");
 }
 
 TEST(Device, MemoryHasNames) {

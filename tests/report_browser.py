@@ -41,12 +41,15 @@ def make_runs(target):
                 for s in range(7):
                     step = (e - 1) * 351 + 50 * (s + 1)
                     metrics.append({"schema": 1, "kind": "step", "epoch": e - 1, "step": step, "train/loss": 2 * (1 - acc) + 0.1 * rng.random(),
-                                    "train/acc": acc, "lr": 0.05 * (1 + math.cos(math.pi * e / EPOCHS)), "grad_norm": 1 + rng.random()})
+                                    "train/acc": acc, "lr": 0.05 * (1 + math.cos(math.pi * e / EPOCHS)), "grad_norm": 1 + rng.random(),
+                                    "velocity_norm": 5 + rng.random(), "update_norm": 0.1 + rng.random() / 10, "reversed_share": 0.15, "clipped_share": 0.3})
                     timing.append({"kind": "step", "epoch": e - 1, "step": step, "wall_s": wall + s, "img_per_s": 900 + 100 * rng.random()})
                 wall += 40 + 5 * rng.random()
                 row = {"schema": 1, "kind": "epoch", "epoch": e, "step": e * 351, "train/loss": 2 * (1 - acc), "train/acc": acc + 0.02,
                        "val/loss": 2.2 * (1 - acc), "val/acc": acc, "lr": 0.05 * (1 + math.cos(math.pi * e / EPOCHS))}
                 row.update({f"update_ratio/layer{k}": 1e-3 * math.exp(rng.gauss(0, 0.3) - e / 100) for k in range(LAYERS)})
+                metrics.append({"schema": 1, "kind": "layers", "epoch": e, "step": e * 351, "effective_lr/1e-03": 1} |
+                               {f"{norm}/layer{k}": 0.1 + rng.random() for norm in ("grad_norm", "velocity_norm", "update_norm") for k in range(LAYERS)})
                 metrics.append(row | {"hash": "%032x" % rng.getrandbits(128)})
                 timing.append({"kind": "epoch", "epoch": e, "step": e * 351, "wall_s": wall, "img_per_s": 950 + 50 * rng.random()})
             (at / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in metrics))
@@ -97,8 +100,11 @@ def look_at(page, name, groups, seeds):
     load = min(loads)
     expect(0 < load < 2000 * float(sys.argv[4] if len(sys.argv) > 4 else 1), f"{name}: it took {load:.0f} ms to open")
     canvases = browser.execute_script(CANVASES)
-    expect({c["id"] for c in canvases} == {"val-acc", "val-loss", "train-acc", "train-loss", "gap", "lr", "grad-norm", "img-per-s", "update-ratio"},
-           f"{name}: the panels are {[c['id'] for c in canvases]}")
+    panels = {"val-acc", "val-loss", "train-acc", "train-loss", "gap", "lr", "grad-norm", "update-norm", "reversed-share", "img-per-s", "update-ratio",
+              "layer-gradients", "layer-updates"}
+    if groups > 1:  # plain SGD has neither a velocity nor effective rates
+        panels |= {"velocity-norm", "clipped-share", "layer-velocities", "effective-lr"}
+    expect({c["id"] for c in canvases} == panels, f"{name}: the panels are {[c['id'] for c in canvases]}")
     for c in canvases:
         expect(c["points"] > 0 and c["colours"] > 3, f"{name}: the panel {c['id']} is empty: {c}")
     expect(len(browser.find_elements("css selector", "#final tbody tr")) == groups, f"{name}: the final table has not {groups} rows")

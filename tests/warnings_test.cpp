@@ -19,9 +19,9 @@ constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 // ---- The table and the log -----------------------------------------------------------------------------------------
 
-TEST(Warnings, TheTableHoldsW1ToW28EachWithAdvice) {
-  ASSERT_EQ(warning_table().size(), 28u);
-  for (size_t i = 0; i < 28; ++i) {
+TEST(Warnings, TheTableHoldsW1ToW30EachWithAdvice) {
+  ASSERT_EQ(warning_table().size(), 30u);
+  for (size_t i = 0; i < 30; ++i) {
     const WarningEntry& w = warning_table()[i];
     EXPECT_EQ(w.id, fmt::format("W{}", i + 1));
     EXPECT_TRUE(w.kind == "start" || w.kind == "training" || w.kind == "error") << w.id;
@@ -485,10 +485,8 @@ TEST(Watchdog, W21ClippedShare) {
 }
 
 TEST(Watchdog, W22Reversals) {
-  EXPECT_DOUBLE_EQ(Watchdog::reversal_share(std::vector<float>{0, 0, 0, 0}, std::vector<float>{1, 1, -1, 0},
-                                            std::vector<float>{0, 2, -1, 5}),
-                   0.5);  // of the two that moved twice
-  EXPECT_EQ(Watchdog::reversal_share(std::vector<float>{1}, std::vector<float>{1}, std::vector<float>{1}), 0);
+  EXPECT_DOUBLE_EQ(reversed_share("++-0", "-+0+"), 0.5);  // of the two that moved twice
+  EXPECT_TRUE(std::isnan(reversed_share("0", "+")));
   Watched often, seldom, broken;
   for (int i = 0; i < 5; ++i) {
     EXPECT_EQ(often.ids(), "");

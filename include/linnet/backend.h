@@ -220,10 +220,12 @@ struct BackendOptions {
 // cpu's. Error(Exit::device) says why a GPU cannot be had.
 std::unique_ptr<Backend> make_backend(const std::string& name, const BackendOptions& = {});
 
-// A tensor for StepMemory on `backend`, and its two halves.
+// A tensor for StepMemory on `backend`, and its parts. The last steps are read in their order, at most kTraceSteps.
 Tensor make_step(Backend&);
 void write_step(Backend&, const Tensor& step, const StepParams&);
 StepResult read_step(Backend&, const Tensor& step);
 void write_result(Backend&, const Tensor& step, const StepResult&);
+std::vector<StepTrace> read_trace(Backend&, const Tensor& step);
+void write_trace(Backend&, const Tensor& step, const std::vector<StepTrace>&);
 
 }  // namespace linnet

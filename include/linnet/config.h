@@ -151,6 +151,8 @@ struct Config {
   } checkpoint;
   struct {
     int64_t interval = 50;
+    int64_t layers = 250;
+    std::string probe;
     double smoothing = 0;
     bool tensorboard = true;
   } log;
@@ -626,6 +628,11 @@ void visit(C& c, F&& f) {
     c.checkpoint.every);
 
   f(K{.name = "log.interval", .doc = "steps between two rows of training metrics", .min = 1}, c.log.interval);
+  f(K{.name = "log.layers",
+      .doc = "steps between two rows of each layer's norms and the effective learning rates; 0: none",
+      .min = 0},
+    c.log.layers);
+  f(K{.name = "log.probe", .doc = "one weight to follow, such as conv1.weight[3,0,1,2]; empty: none"}, c.log.probe);
   f(K{.name = "log.smoothing",
       .doc = "bias-corrected moving average of the training loss, its beta; 0: off",
       .min = 0,

@@ -34,6 +34,9 @@ Rule make_rule(const OptimizerConfig&);
 // Words of state per parameter, and what each is called: {"m", "v"}.
 int slots_of(const Rule&);
 std::vector<std::string> slot_names(const Rule&);
+// The slot with the averaged or accumulated gradient, and that with the average or sum of its squares; -1: none.
+int first_moment_slot(const Rule&);
+int square_slot(const Rule&);
 // Words read and written per parameter in a step: the weight, its gradient and its state.
 int words_moved(const Rule&);
 // Whether the second can go on from the first one's state ([[phase]] state = "carried"): it is the same optimizer, or

@@ -9,7 +9,8 @@
 //   predictions.json  of a finished run: label, predicted class and its probability for each test image
 //   checkpoints/      src/train/checkpoint.cpp
 //   model.safetensors the weights, at the end (ema.safetensors: their average)
-//   nonfinite.json    of a run that diverged: the step, its samples, where it was seen first
+//   nonfinite.json    of a run that diverged: the step, its samples, where it was seen first, what its tensors and the
+//                     steps before it were like
 //   LOCK              held by the process that trains
 #pragma once
 #include <chrono>

@@ -13,6 +13,7 @@
 #include "linnet/backend.h"
 #include "linnet/config.h"
 #include "linnet/dataset.h"
+#include "linnet/dynamics.h"
 #include "linnet/model.h"
 #include "linnet/safetensors.h"
 #include "linnet/schedule.h"
@@ -94,7 +95,7 @@ ModelOptions model_options(const Config&, const Images& like);
 // One row of metrics: "train/loss", "train/acc", "val/loss", "val/acc", "lr", "grad_norm", "update_ratio/LAYER",
 // "test/acc", ..., in a fixed order.
 struct Row {
-  std::string kind;             // "step", "epoch" or "test"
+  std::string kind;             // "step", "layers", "epoch" or "test"
   int64_t epoch = 0, step = 0;  // epochs and steps done so far
   std::vector<std::pair<std::string, double>> values;
   std::string hash;                                // of the whole state, at the end of an epoch
@@ -144,11 +145,20 @@ struct Progress {
   int64_t rewinds = 0;
   bool stopped = false;  // early stopping has ended the training
   StepResult result;
-  std::vector<double> totals;  // since the last row
+  std::vector<double> totals;    // since the last row
+  std::string directions;        // Dynamics::directions(), if the next step gets a row
+  std::vector<StepTrace> trace;  // of the last steps
 
   std::string to_json() const;
   // Error(Exit::checkpoint) for a text that to_json() did not write.
   static Progress from_json(const std::string& text, const std::string& origin);
+};
+
+// A tensor of a step: the largest magnitude among its finite numbers, and how many are not finite.
+struct TensorLook {
+  std::string what;  // "conv2d conv1.weight", "gradient of conv1.weight"
+  double largest = 0;
+  int64_t nonfinite = 0, numbers = 0;
 };
 
 // A step whose loss or gradient is not finite, and where that was first seen.
@@ -157,6 +167,8 @@ struct BadStep {
   double loss = 0;
   std::string where;  // "batch_norm bn1.weight", "gradient of layer1.0.conv1.weight", ...
   std::vector<int32_t> samples;
+  std::vector<TensorLook> tensors;  // images, results of the forward pass and gradients of layers, in their order
+  std::vector<StepTrace> steps;     // the last ones up to this; loss: mean over the step's images
 };
 class Diverged : public Error {
  public:
@@ -209,16 +221,20 @@ class Trainer {
  private:
   void begin_epoch();
   void enter_phase(int64_t phase, bool restored);
-  int64_t count_images(int64_t first_batch, int64_t batches) const;
+  int64_t batches_of(int64_t in_epoch) const;
+  int64_t images_of(int64_t in_epoch) const;
   void write_params();
   void compute(int64_t batches, int64_t images);
   Sums take_sums();
+  bool row_due(int64_t ahead) const;
+  bool layers_due(int64_t ahead) const;
+  Row step_row(double seconds);
   Row epoch_row(double seconds);
-  void add_update_ratios(Row&);
   bool end_epoch(const Row&);
   void check_result();
   Outcome run_steps(const std::vector<Observer*>&, const std::function<bool()>& stop);
   BadStep examine_bad_step(int64_t step);
+  std::vector<StepTrace> last_steps();
   Row test_row();
 
   Config config_;
@@ -228,6 +244,8 @@ class Trainer {
   float loss_scale_;  // in all gradients until the update takes it out
   Updater updater_;
   Net net_;
+  std::optional<Dynamics> dynamics_;
+  StepParams params_;  // of the last step
   Tape tape_;
   Schedule schedule_;
   std::optional<Plateau> plateau_;
@@ -235,12 +253,12 @@ class Trainer {
   BatchSource train_;
   std::optional<BatchSource> val_;
   std::vector<int32_t> order_;    // the epoch's
+  int64_t batch_of_step_ = 0;     // which of its batches a step is at
   Tensor step_memory_;            // StepMemory on the device
   Tensor batch_, labels_, loss_;  // of the last forward pass
   Tensor one_;                    // where backward starts
   Tensor step_sums_, totals_;     // [2], [3] f64: of this step; since take_sums()
   Tensor best_, best_buffers_;    // of early stopping
-  Tensor before_;                 // the weights before the epoch's last step
   std::vector<Prediction> test_predictions_;
   struct Repeated {
     int64_t eager = 0;  // how often it was run

@@ -1,11 +1,10 @@
-// What can be wrong with a run although it runs: the warnings W1 to W28 of `linnet list warnings`. Some follow from the
+// What can be wrong with a run although it runs: the warnings W1 to W30 of `linnet list warnings`. Some follow from the
 // config, the model and the data; the others show while training (class Watchdog).
 #pragma once
 #include <deque>
 #include <functional>
 #include <map>
 #include <set>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,11 +35,12 @@ class Warnings {
   // Whether --strict ends the run, and why.
   bool fatal() const { return strict_ && !told_.empty(); }
   std::string reason() const;
+  const std::vector<std::string>& told() const { return told_; }  // without the notes
 
  private:
   bool strict_;
   std::set<std::string> seen_;
-  std::vector<std::string> told_;  // without the notes
+  std::vector<std::string> told_;
 };
 
 // ---- Before training -----------------------------------------------------------------------------------------------
@@ -54,6 +54,12 @@ struct RunFacts {
 };
 RunFacts facts_of(ParamStore&, int64_t images);
 
+// The learning rates that are usual for an optimizer (W2); an average's is judged by its lr times (1 - momentum).
+struct UsualLr {
+  double low, high;
+};
+UsualLr usual_lr(const OptimizerConfig&);
+
 // One for each id, in their order. Error(Exit::usage) for data.mean and data.std that make the input infinite (W27).
 std::vector<Warning> start_warnings(const Config&, const RunFacts&);
 
@@ -63,7 +69,7 @@ std::vector<Warning> change_warnings(const Config& before, const Config& now, in
 
 // ---- While training ------------------------------------------------------------------------------------------------
 
-// Watches rows, gradients and weights. Gradients and weights are looked at with a row of metrics, at most every
+// Watches rows, and gradients with the optimizer's state. Those are looked at with a row of metrics, at most every
 // kLookEvery steps. A value that one noisy batch could give has to come several times in a row; each rule says how
 // often. Nothing of it is kept in a checkpoint: a resumed run is watched anew.
 class Watchdog : public Observer {
@@ -83,7 +89,6 @@ class Watchdog : public Observer {
   void judge_gradients(const std::vector<LayerGradient>&);
   void judge_reversals(double share, double limit);            // of the weights that moved
   void judge_history(const std::string& param, double share);  // of it that never had a gradient
-  static double reversal_share(std::span<const float> w0, std::span<const float> w1, std::span<const float> w2);
 
   static constexpr int64_t kLookEvery = 10;
 
@@ -107,7 +112,7 @@ class Watchdog : public Observer {
   void judge_epochs();
   void look_at_gradients(Trainer&);
   void look_at_history(Trainer&);
-  void look_at_weights(Trainer&);
+  void look_at_reversals(Trainer&);
 
   const Config config_;
   const double chance_loss_;  // ln C: that of a net that says nothing
@@ -116,15 +121,15 @@ class Watchdog : public Observer {
 
   int64_t step_ = 0, row_step_ = -1, next_look_ = 0, looks_ = 0;
   bool look_ = false;  // at the next boundary
-  double loss_ = std::numeric_limits<double>::quiet_NaN(), first_loss_ = loss_, skipped_ = 0;
+  double loss_ = std::numeric_limits<double>::quiet_NaN(), first_loss_ = loss_, reversed_share_ = loss_, skipped_ = 0;
   double window_loss_ = 0, window_mean_ = loss_;  // sum over the window at hand; mean of the one before
   int64_t window_steps_ = 0;
   int spikes_ = 0;
   std::deque<double> recent_;  // training losses
-  Streak tenfold_, gap_, reversal_;
+  Streak tenfold_, gap_, reversal_, flat_, lost_;
+  double best_loss_ = std::numeric_limits<double>::quiet_NaN();  // of an epoch's training, so far
   std::map<std::string, LayerStreaks> layers_;
   std::vector<Row> epochs_;
-  std::vector<std::vector<float>> weights_;  // after up to three successive steps
 };
 
 }  // namespace linnet

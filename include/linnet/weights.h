@@ -26,6 +26,14 @@ SafeTensors name_weights(ParamStore&, std::span<const float> master, std::span<c
 enum class Head { given, fresh };
 void set_weights(Backend&, ParamStore&, const SafeTensors&, const std::string& origin, Head = Head::given);
 
+// Where "conv1.weight[3,0,1,2]" lies in the flat buffers; the indices count as in the file. Error(Exit::usage) if there
+// is no such number.
+struct WeightPlace {
+  const Param* param = nullptr;
+  int64_t offset = 0;
+};
+WeightPlace find_weight(ParamStore&, const std::string& text);
+
 // The number of rows of the last layer's weight, and whether residual shortcuts are 1x1 convolutions (option B), as far
 // as names and shapes tell: 0 and false where they do not.
 struct WeightsFacts {

@@ -45,6 +45,9 @@ Tensor params_of(const Tensor& step) { return step.slice(0, {int64_t(sizeof(Step
 Tensor result_of(const Tensor& step) {
   return step.slice(int64_t(offsetof(StepMemory, result)), {int64_t(sizeof(StepResult))});
 }
+Tensor trace_of(const Tensor& step) {
+  return step.slice(int64_t(offsetof(StepMemory, trace)), {int64_t(sizeof(StepMemory::trace))});
+}
 }  // namespace
 
 void write_step(Backend& backend, const Tensor& step, const StepParams& params) {
@@ -59,6 +62,20 @@ StepResult read_step(Backend& backend, const Tensor& step) {
 
 void write_result(Backend& backend, const Tensor& step, const StepResult& result) {
   backend.upload(result_of(step), &result);
+}
+
+std::vector<StepTrace> read_trace(Backend& backend, const Tensor& step) {
+  std::vector<StepTrace> trace(kTraceSteps);
+  backend.download(trace.data(), trace_of(step));
+  std::erase_if(trace, [](const StepTrace& t) { return t.step < 0; });
+  std::ranges::sort(trace, {}, &StepTrace::step);
+  return trace;
+}
+
+void write_trace(Backend& backend, const Tensor& step, const std::vector<StepTrace>& steps) {
+  std::vector<StepTrace> trace(kTraceSteps);
+  for (const StepTrace& t : steps) trace[size_t(t.step % kTraceSteps)] = t;
+  backend.upload(trace_of(step), trace.data());
 }
 
 }  // namespace linnet

@@ -39,6 +39,7 @@ void add_optim(CLI::App&, Command&);
 void add_info(CLI::App&, Command&);
 void add_schedule(CLI::App&, Command&);
 void add_bench(CLI::App&, Command&);
+void add_autopsy(CLI::App&, Command&);
 void add_watch(CLI::App&, Command&);
 void add_complete(CLI::App&, Command&);
 // What `linnet __complete WORDS...` answers to a shell: a candidate for the last word a line.

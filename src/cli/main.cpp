@@ -64,6 +64,7 @@ int main(int argc, char** argv) {
   add_schedule(app, command);
   add_bench(app, command);
   add_watch(app, command);
+  add_autopsy(app, command);
   add_complete(app, command);
   add_man(app, command);
 

@@ -1,7 +1,9 @@
 #include "training.h"
 
+#include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <cmath>
@@ -13,6 +15,7 @@
 #include "linnet/tensorboard.h"
 #include "linnet/text.h"
 #include "src/core/file.h"
+#include "src/core/json.h"
 
 namespace linnet {
 
@@ -85,6 +88,26 @@ class TraceFile : public Observer {
   bool written_ = false;
   std::vector<int64_t> begins_;
 };
+
+// How the training went, of a finished run's summary.
+std::string fit_text(const std::string& summary, const Warnings& warnings) {
+  const Json json = Json::parse(summary);
+  std::string text;
+  if (json.contains("fit"))
+    text +=
+        fmt::format("fit: {}: {}\n", json["fit"]["verdict"].get<std::string>(), json["fit"]["text"].get<std::string>());
+  std::string reached;
+  if (json.contains("epochs_to"))
+    for (const auto& [acc, epoch] : json["epochs_to"].items())
+      reached += fmt::format("{}{:g} % {}", reached.empty() ? "" : ", ", 100 * std::stod(acc), epoch.get<int64_t>());
+  if (!reached.empty()) text += fmt::format("epochs to an accuracy of: {}\n", reached);
+  std::vector<std::string> seen;  // those before the first step are seen on the screen still
+  for (const WarningEntry& w : warning_table())
+    if (w.kind == "training" && std::ranges::find(warnings.told(), w.id) != warnings.told().end())
+      seen.emplace_back(w.id);
+  if (!seen.empty()) text += fmt::format("warnings while it trained: {}\n", fmt::join(seen, ", "));
+  return text;
+}
 
 }  // namespace
 
@@ -197,7 +220,8 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
     // A device that has failed gives no weights, or wrong ones: what was saved before it stands.
     const bool lost = error && error->exit == Exit::device;
     run.fail_run(bad ? "diverged" : "failed", why, bad || lost ? nullptr : &trainer, step ? &*step : nullptr);
-    if (diverged) throw Diverged(why, diverged->bad);
+    if (diverged)
+      throw Diverged(fmt::format("{}\nwhat led to it: linnet autopsy {}", why, run.dir().string()), diverged->bad);
     throw;
   }
   console.clear();
@@ -222,6 +246,7 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
                                                         {"test/ema_tta_acc", "averaged weights, mean of its views"}};
   for (const auto& [name, what] : others)
     if (!std::isnan(test[name])) fmt::print("              {:.2f} %  ({})\n", 100 * test[name], what);
+  fmt::print("{}", fit_text(run.summary(), warnings));
   fmt::print("run: {}\n", run.dir().string());
   return int(Exit::ok);
 }

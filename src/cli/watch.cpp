@@ -11,6 +11,7 @@
 #include "cli.h"
 #include "linnet/config.h"
 #include "linnet/text.h"
+#include "linnet/verdict.h"
 #include "src/report/plot.h"
 #include "src/report/run_record.h"
 
@@ -115,7 +116,44 @@ std::string head_of(const RunRecord& w) {
        {std::pair{"train/loss", "train loss"}, {"val/loss", "val loss"}, {"val/acc", "val acc"}})
     if (epoch && !std::isnan((*epoch)[name])) text += fmt::format("{} {:.4f}  ", what, (*epoch)[name]);
   if (const double acc = w.number("test/acc"); !std::isnan(acc)) text += fmt::format("test acc {:.4f}", acc);
+  std::vector<EpochResult> epochs;
+  for (const LoggedRow& row : w.rows)
+    if (row.kind == "epoch") epochs.push_back(epoch_result(row));
+  if (const Verdict fit = judge_fit(epochs); !fit.kind.empty())
+    text += fmt::format("\nfit: {}: {}", fit.kind, fit.text);
+  std::string reached;
+  for (const Reached& r : epochs_to(epochs))
+    reached += fmt::format("{}{:g} % {}", reached.empty() ? "" : ", ", 100 * r.acc, r.epoch);
+  if (!reached.empty()) text += "\nepochs to an accuracy of: " + reached;
   return text + "\n";
+}
+
+// The newest row of the layers: a bar for each gradient, velocity and update beside it.
+std::string layers_of(const Row& row, const Terminal& terminal) {
+  const std::string prefix = "grad_norm/";
+  std::vector<Bar> bars;
+  for (const auto& [name, value] : row.values) {
+    if (!name.starts_with(prefix)) continue;
+    const std::string layer = name.substr(prefix.size());
+    const double velocity = row["velocity_norm/" + layer], update = row["update_norm/" + layer];
+    bars.push_back({layer, value,
+                    (std::isnan(velocity) ? "" : fmt::format("velocity {:.3g}, ", velocity)) +
+                        fmt::format("update {:.3g}", update)});
+  }
+  if (bars.empty()) return "";
+  const auto [low, high] = std::ranges::minmax(bars, {}, &Bar::value);
+  return fmt::format("gradient norm by layer, step {}\n", row.step) +
+         draw_bars(bars, terminal, high.value > 100 * low.value);
+}
+
+std::string rates_of(const Row& row, const Terminal& terminal) {
+  const std::string prefix = "effective_lr/";
+  std::vector<Bar> bars;
+  for (const auto& [name, value] : row.values)
+    if (name.starts_with(prefix)) bars.push_back({"from " + name.substr(prefix.size()), 100 * value});
+  return bars.empty() ? ""
+                      : fmt::format("% of the weights by effective learning rate, step {}\n", row.step) +
+                            draw_bars(bars, terminal);
 }
 
 std::string picture_of(const RunRecord& w, const RunRecord* ghost, const Terminal& terminal, int rows) {
@@ -126,6 +164,9 @@ std::string picture_of(const RunRecord& w, const RunRecord* ghost, const Termina
   for (std::string line; std::getline(head, line);)
     text += wrap_words(line, size_t(std::clamp(terminal.columns, 24, 160)));
   const auto lines = [](const std::string& t) { return int(std::ranges::count(t, '\n')); };
+  const auto add = [&](const std::string& drawn) {
+    if (lines(text) + lines(drawn) <= rows) text += drawn;
+  };
   const auto plot = [&](const std::string& title, const std::string& kind, const std::string& key, bool log,
                         int height) {
     Plot p{.title = title, .log_y = log};
@@ -133,14 +174,22 @@ std::string picture_of(const RunRecord& w, const RunRecord* ghost, const Termina
     p.series.push_back(series_of(w, kind, key, name));
     if (p.series.back().x.size() < 2) return;
     if (log) p.log_y = std::ranges::min(p.series.back().y) > 0;
-    const std::string drawn = draw_text(p, terminal, height);
-    if (lines(text) + lines(drawn) <= rows) text += drawn;
+    add(draw_text(p, terminal, height));
   };
   const int height = std::clamp((rows - 12) / 4, 4, 12);
   plot(metric, "epoch", metric, false, height);
   plot("train/loss", "step", "train/loss", true, height);
   plot("learning rate", "step", "lr", false, std::max(3, height - 2));
   plot("gradient norm", "step", "grad_norm", true, std::max(3, height - 2));
+  if (!w.config.log.probe.empty()) plot(w.config.log.probe, "step", "probe/weight", false, std::max(3, height - 2));
+  for (auto row = w.rows.rbegin(); row != w.rows.rend(); ++row)
+    if (row->kind == "layers") {
+      add(layers_of(*row, terminal));
+      add(rates_of(*row, terminal));
+      break;
+    }
+  plot("share of the weights that turn round", "step", "reversed_share", false, std::max(3, height - 2));
+  plot("update norm", "step", "update_norm", true, std::max(3, height - 2));
   return text;
 }
 

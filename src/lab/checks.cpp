@@ -48,6 +48,7 @@ Config plain_config(const Config& given) {
   c.ema.decay = 0;
   c.lookahead.k = 0;
   c.log.interval = 1;
+  c.log.layers = 0;
   c.log.smoothing = 0;
   c.train.patience = 0;
   c.train.accumulate = 1;

@@ -439,6 +439,8 @@ class ReferenceBackend : public Backend {
     const bool diverged = !finite || !std::isfinite(sums.data<double>()[0]);
     r.bad = halted || diverged || !std::isfinite(float(squares * r.clip_scale * r.clip_scale));
     if (halted) return;
+    const StepParams& p = *params(step);
+    memory(step)->trace[p.step % kTraceSteps] = {p.step, sums.data<double>()[0], p.group[0].lr, r.grad_norm, r.bad};
     if (r.bad && r.bad_in_row == 0) r.bad_step = params(step)->step;
     r.bad_in_row = r.bad ? r.bad_in_row + 1 : 0;
     r.halted = r.bad_in_row > (diverged ? params(step)->max_bad_in_row : params(step)->max_overflows_in_row);

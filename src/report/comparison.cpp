@@ -8,6 +8,7 @@
 #include <set>
 
 #include "linnet/text.h"
+#include "linnet/verdict.h"
 #include "src/report/statistics.h"
 
 namespace linnet {
@@ -180,6 +181,101 @@ Json describe_calibration(const Group& group) {
   return json;
 }
 
+// ---- Steps ---------------------------------------------------------------------------------------------------------
+
+// The mean over a run's rows of steps; NaN: it has no such number.
+double mean_over_steps(const RunRecord& run, const char* metric) {
+  double sum = 0, n = 0;
+  for (const LoggedRow& row : run.rows)
+    if (const double v = row[metric]; row.kind == "step" && std::isfinite(v)) sum += v, ++n;
+  return n > 0 ? sum / n : kNone;
+}
+
+double last_of_steps(const RunRecord& run, const char* metric) {
+  double last = kNone;
+  for (const LoggedRow& row : run.rows)
+    if (const double v = row[metric]; row.kind == "step" && std::isfinite(v)) last = v;
+  return last;
+}
+
+std::vector<EpochResult> epochs_of(const RunRecord& run) {
+  std::vector<EpochResult> epochs;
+  for (const LoggedRow& row : run.rows)
+    if (row.kind == "epoch") epochs.push_back(epoch_result(row));
+  return epochs;
+}
+
+// What steps were like, and what came of them: means over the runs of means over their rows; the verdict of the first
+// run.
+Json describe_steps(const Group& group) {
+  const auto mean = [&](auto of_run, const char* metric) {
+    std::vector<double> values;
+    for (const RunRecord& run : group.runs)
+      if (const double v = of_run(run, metric); std::isfinite(v)) values.push_back(v);
+    return number(spread(values).mean);
+  };
+  const Verdict fit = judge_fit(epochs_of(group.runs[0]));
+  Json json = {{"fit", fit.kind.empty() ? Json(nullptr) : Json{{"verdict", fit.kind}, {"text", fit.text}}}};
+  for (const char* metric : {"grad_norm", "velocity_norm", "update_norm", "reversed_share"})
+    json[metric] = mean(mean_over_steps, metric);
+  json["clipped_share"] = mean(last_of_steps, "clipped_share");  // it counts from the first step on
+  return json;
+}
+
+// ---- Batch sizes ---------------------------------------------------------------------------------------------------
+
+// What a batch size costs and brings, a row for each group in the order of the images per step; empty where all have as
+// many. Times and accuracies are means over the runs; the losses those of the first run's first steps.
+Json describe_batches(const std::vector<Group>& groups) {
+  struct Entry {
+    int64_t images;
+    Json json;
+  };
+  std::vector<Entry> entries;
+  std::set<int64_t> sizes;
+  for (const Group& group : groups) {
+    const RunRecord& run = group.runs[0];
+    const Json n_train = run.env.value(Json::json_pointer("/data/train/images"), Json());
+    if (!n_train.is_number_integer()) continue;
+    const auto train = n_train.get<int64_t>();
+    const int64_t accumulate = run.config.train.accumulate;
+    const int64_t images = accumulate > 0 ? run.config.train.batch_size * accumulate : train;
+    sizes.insert(images);
+    std::vector<double> seconds, accs;
+    int64_t updates = 0;
+    for (const RunRecord& r : group.runs) {
+      const LoggedRow* last = nullptr;
+      for (const LoggedRow& row : r.rows)
+        if (row.kind == "epoch") last = &row;
+      if (!last) continue;
+      updates = std::max(updates, last->step);
+      accs.push_back((*last)["train/acc"]);
+      if (last->wall_s > 0 && last->epoch > 0) seconds.push_back(last->wall_s / double(last->epoch));
+    }
+    Json first = Json::array();
+    for (const LoggedRow& row : run.rows)
+      if (row.kind == "step" && row.step == int64_t(first.size()) + 1 && first.size() < 3)
+        first.push_back(number(row["train/loss"]));
+    entries.push_back({images,
+                       {{"label", group.label},
+                        {"batch_size", run.config.train.batch_size},
+                        {"images_per_step", images},
+                        {"updates_per_epoch", steps_per_epoch(run.config, train)},
+                        {"updates", updates},
+                        {"seconds_per_epoch", number(spread(seconds).mean)},
+                        {"train/acc", number(spread(accs).mean)},
+                        {"test/acc", number(spread(numbers(group, "test/acc")).mean)},
+                        {"first_losses", first}}});
+  }
+  Json all = Json::array();
+  if (sizes.size() < 2) return all;
+  std::ranges::stable_sort(entries, {}, &Entry::images);
+  for (Entry& e : entries) all.push_back(std::move(e.json));
+  return all;
+}
+
+// ---- Groups -------------------------------------------------------------------------------------------------------
+
 Json describe(const Group& group, double n_test) {
   Json runs = Json::array();
   int64_t diverged = 0, unfinished = 0;
@@ -203,6 +299,7 @@ Json describe(const Group& group, double n_test) {
   json["best"] = one(best);
   json["worst"] = one(worst);
   json["val/acc"] = describe(spread(numbers(group, "val/acc")));
+  json["steps"] = describe_steps(group);
   json.update(describe_calibration(group));
   json["wall_s"] = describe(spread(numbers(group, "wall_s")));
   json["img_per_s"] = number(spread(rate).mean);
@@ -435,6 +532,7 @@ Json compare(const std::vector<Group>& groups, std::vector<double> targets) {
   Json json = {{"schema", 1}, {"groups", Json::array()}, {"targets", Json::array()}};
   for (const Group& group : groups) json["groups"].push_back(describe(group, n_test));
   for (const double target : targets) json["targets"].push_back(time_to(groups, target));
+  json["batches"] = describe_batches(groups);
   json["pairs"] = pairs(groups);
   json["n_test"] = number(n_test);
   json["config"] = config_table(groups);
@@ -469,6 +567,44 @@ std::string table(const std::vector<std::vector<std::string>>& rows) {
 
 std::string seed_and_acc(const Json& v) {
   return v.is_null() ? "-" : fmt::format("{} (s{})", percent(v["acc"]), v["seed"].get<int64_t>());
+}
+
+}  // namespace
+
+namespace {
+
+std::string or_dash_percent(const Json& share) { return or_dash(100 * or_none(share), "{:.1f}"); }
+
+std::string steps_text(const std::vector<const Json*>& groups) {
+  std::vector<std::vector<std::string>> rows = {
+      {"steps, on average", "gradient", "velocity", "update", "turn round %", "clipped %", "fit"}};
+  for (const Json* g : groups) {
+    const Json& s = (*g)["steps"];
+    if (!s["grad_norm"].is_number()) continue;
+    std::vector<std::string> row = {(*g)["label"].get<std::string>()};
+    for (const char* norm : {"grad_norm", "velocity_norm", "update_norm"})
+      row.push_back(or_dash(or_none(s[norm]), "{:.3g}"));
+    row.push_back(or_dash_percent(s["reversed_share"]));
+    row.push_back(or_dash_percent(s["clipped_share"]));
+    row.push_back(s["fit"].is_null() ? "-" : s["fit"]["verdict"].get<std::string>());
+    rows.push_back(std::move(row));
+  }
+  return rows.size() > 1 ? "\n" + table(rows) : "";
+}
+
+std::string batches_text(const Json& batches) {
+  if (batches.empty()) return "";
+  std::vector<std::vector<std::string>> rows = {{"by images per step", "images", "updates an epoch", "in all",
+                                                 "s an epoch", "train %", "test %", "first losses"}};
+  for (const Json& b : batches) {
+    std::string losses;
+    for (const Json& loss : b["first_losses"]) losses += (losses.empty() ? "" : " ") + or_dash(or_none(loss), "{:.3f}");
+    rows.push_back({b["label"].get<std::string>(), std::to_string(b["images_per_step"].get<int64_t>()),
+                    std::to_string(b["updates_per_epoch"].get<int64_t>()), std::to_string(b["updates"].get<int64_t>()),
+                    or_dash(or_none(b["seconds_per_epoch"]), "{:.3g}"), or_dash_percent(b["train/acc"]),
+                    or_dash_percent(b["test/acc"]), losses});
+  }
+  return "\n" + table(rows);
 }
 
 }  // namespace
@@ -508,6 +644,7 @@ std::string comparison_text(const Json& c) {
                       or_dash(or_none(g["epochs"]), "{:g}"), duration_text(or_none(g["seconds"]))});
     text += "\n" + table(rows);
   }
+  text += steps_text(order) + batches_text(c["batches"]);
   rows = {{"expected calibration error", "test %", "temperature", "val. % before", "and after"}};
   for (const Json* g : order) {
     if (!(*g)["test/ece"]["mean"].is_number()) continue;
@@ -541,6 +678,8 @@ std::string comparison_text(const Json& c) {
 
 namespace {
 
+constexpr const char* kStepMetrics[] = {"train/loss",     "lr",           "grad_norm", "velocity_norm", "update_norm",
+                                        "reversed_share", "clipped_share"};
 constexpr size_t kFinePoints = 240;  // of a curve by steps
 constexpr size_t kLayerPoints = 60;  // of a layer's curve
 
@@ -658,7 +797,7 @@ Json by_step(const Group& group, double steps_per_epoch) {
   std::map<std::string, Curve> metrics;
   for (size_t end = std::min(n, std::max<size_t>(1, stride)); n > 0 && end <= n; end += stride) {
     axis.add(runs, end - 1, steps_per_epoch);
-    for (const char* metric : {"train/loss", "lr", "grad_norm"}) {
+    for (const char* metric : kStepMetrics) {
       std::vector<double> values;
       for (const RowsOfRun& rows : runs) {
         if (end > rows.size()) continue;
@@ -674,9 +813,8 @@ Json by_step(const Group& group, double steps_per_epoch) {
   return json;
 }
 
-// Mean over the runs of each layer's update ratio, at most kLayerPoints epochs.
-Json layers(const std::vector<RowsOfRun>& runs, double steps_per_epoch) {
-  const std::string prefix = "update_ratio/";
+// Mean over the runs of a number that each layer has ("update_ratio/conv1"), at most kLayerPoints rows.
+Json layers(const std::vector<RowsOfRun>& runs, const std::string& prefix, double steps_per_epoch) {
   const size_t n = longest(runs), stride = (n + kLayerPoints - 1) / kLayerPoints;
   Json json = {{"x", nullptr}, {"layers", Json::object()}};
   if (n == 0 || stride == 0) return json;
@@ -711,11 +849,15 @@ Json curves(const std::vector<Group>& groups) {
       if (!rows.empty()) steps_per_epoch = double(rows[0]->step) / double(rows[0]->epoch);
     std::vector<int64_t> seeds;
     for (const RunRecord& run : group.runs) seeds.push_back(seed_of(run));
+    Json of_layers = {{"update_ratio", layers(epochs, "update_ratio/", steps_per_epoch)}};
+    const std::vector<RowsOfRun> rows = rows_of_kind(group, "layers");
+    for (const std::string name : {"grad_norm", "velocity_norm", "update_norm", "effective_lr"})
+      of_layers[name] = layers(rows, name + "/", steps_per_epoch);
     all.push_back({{"label", group.label},
                    {"seeds", seeds},
                    {"epochs", by_epoch(group, epochs, steps_per_epoch)},
                    {"steps", by_step(group, steps_per_epoch)},
-                   {"update_ratio", layers(epochs, steps_per_epoch)}});
+                   {"layers", of_layers}});
   }
   return all;
 }

@@ -274,19 +274,20 @@ std::string draw_text(const Plot& plot, const Terminal& terminal, int rows) {
 }
 
 std::string draw_bars(const std::vector<Bar>& bars, const Terminal& terminal, bool log) {
-  constexpr double kDecades = 6;
   size_t width = 0, note = 0;
-  double top = 0;
+  double top = 0, least = INFINITY;
   for (const Bar& b : bars) {
     width = std::max(width, count_chars(b.name));
     note = std::max(note, count_chars(b.note));
     if (std::isfinite(b.value)) top = std::max(top, b.value);
+    if (b.value > 0) least = std::min(least, b.value);
   }
+  const double decades = std::max(6.0, std::log10(top / least) + 1);
   const auto room = std::clamp(double(terminal.columns) - double(width + note) - 14, 8.0, 40.0);
   std::string out;
   for (const Bar& b : bars) {
     double share = top > 0 && b.value > 0 ? b.value / top : 0;
-    if (log && share > 0) share = std::max(0.0, 1 + std::log10(share) / kDecades);
+    if (log && share > 0) share = std::max(0.0, 1 + std::log10(share) / decades);
     if (std::isinf(b.value)) share = 1;
     std::string bar;
     const int length = std::isnan(share) ? 0 : int(std::lround(share * room));

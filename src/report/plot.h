@@ -40,7 +40,7 @@ struct Bar {
   double value;
   std::string note = {};
 };
-// `log`: bars show the logarithm, six decades of it.
+// `log`: bars show the logarithm, six decades of it or as many as there are.
 std::string draw_bars(const std::vector<Bar>&, const Terminal&, bool log = false);
 
 // Words side by side, a new line where the next one does not fit.

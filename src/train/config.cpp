@@ -901,10 +901,13 @@ std::vector<ConfigChange> differences(const Config& from, const Config& to) {
 }
 
 bool is_safe_to_change(std::string_view key) {
-  static const std::set<std::string_view> safe = {
-      "train.epochs",   "train.eval_batch_size", "train.device", "train.on_nonfinite", "train.max_skips",
-      "train.tta",      "train.graph",           "data.path",    "log.interval",       "data.trusted",
-      "log.tensorboard"};
+  static const std::set<std::string_view> safe = {"train.epochs",    "train.eval_batch_size",
+                                                  "train.device",    "train.on_nonfinite",
+                                                  "train.max_skips", "train.tta",
+                                                  "train.graph",     "data.path",
+                                                  "log.interval",    "data.trusted",
+                                                  "log.layers",      "log.probe",
+                                                  "log.tensorboard"};
   return key.starts_with("checkpoint.") || safe.contains(key);
 }
 

@@ -462,6 +462,22 @@ std::vector<std::string> slot_names(const Rule& rule) {
   return std::visit([](const auto& r) { return std::vector<std::string>(r.kNames, r.kNames + r.kSlots); }, rule);
 }
 
+int first_moment_slot(const Rule& rule) {
+  return std::visit([]<class R>(const R&) { return R::kFirstMoment; }, rule);
+}
+
+int square_slot(const Rule& rule) {
+  return std::visit(
+      []<class R>(const R&) {
+        for (int k = 0; k < R::kSlots; ++k) {
+          const std::string_view name = R::kNames[k];
+          if ((name == "v" || name == "G") && k != R::kFirstMoment) return k;
+        }
+        return -1;
+      },
+      rule);
+}
+
 int words_moved(const Rule& rule) {
   // A look-ahead rule also reads weight and velocity to move the weight, which it writes twice.
   return std::visit([](const auto& r) { return 3 + 2 * r.kSlots + (r.kShifts ? 4 : 0); }, rule);

@@ -45,12 +45,23 @@ void visit_progress(P& p, F&& f) {
   f("result.clipped", p.result.clipped);
   f("result.skipped", p.result.skipped);
   f("totals", p.totals);
+  f("directions", p.directions);
+  f("trace", p.trace);
 }
+// Fields that older checkpoints lack: without them a run goes on all the same, and shows less of its last steps.
+bool is_optional(const std::string& name) { return name == "directions" || name == "trace"; }
 
 // JSON has no NaN and no infinity: null stands for NaN, the only one that occurs in a good state.
 Json to_value(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
 Json to_value(float v) { return to_value(double(v)); }
 Json to_value(const std::vector<double>& v) { return v; }
+Json to_value(const std::vector<StepTrace>& trace) {  // five numbers a step
+  Json all = Json::array();
+  for (const StepTrace& t : trace)
+    for (const Json& value : {Json(t.step), to_value(t.loss), to_value(t.lr), to_value(t.grad_norm), Json(t.bad)})
+      all.push_back(value);
+  return all;
+}
 template <class T>
 Json to_value(T v) {
   return v;
@@ -58,6 +69,16 @@ Json to_value(T v) {
 
 void from_value(const Json& j, double& v) { v = j.is_null() ? std::nan("") : j.get<double>(); }
 void from_value(const Json& j, float& v) { v = j.is_null() ? std::nanf("") : j.get<float>(); }
+void from_value(const Json& j, std::vector<StepTrace>& trace) {
+  if (j.size() % 5 != 0 || j.size() / 5 > kTraceSteps) throw std::runtime_error("not a trace of the last steps");
+  for (size_t i = 0; i < j.size(); i += 5) {
+    StepTrace& t = trace.emplace_back(StepTrace{.step = j[i], .bad = j[i + 4]});
+    from_value(j[i + 1], t.loss);
+    from_value(j[i + 2], t.lr);
+    from_value(j[i + 3], t.grad_norm);
+    if (t.step < 0) throw std::runtime_error("a step below 0");
+  }
+}
 template <class T>
 void from_value(const Json& j, T& v) {
   v = j.get<T>();
@@ -77,6 +98,7 @@ Progress Progress::from_json(const std::string& text, const std::string& origin)
     const Json json = Json::parse(text);
     size_t fields = 0;
     visit_progress(p, [&](const std::string& name, auto& field) {
+      if (is_optional(name) && !json.contains(name)) return;
       from_value(json.at(name), field);
       ++fields;
     });

@@ -11,6 +11,7 @@
 #include <cstdlib>
 
 #include "linnet/commit.h"  // written by the build
+#include "linnet/verdict.h"
 #include "linnet/weights.h"
 #include "src/core/digest.h"
 #include "src/core/file.h"
@@ -28,6 +29,8 @@ constexpr uint64_t kLogBytes = uint64_t(1) << 40;
 
 // JSON has no NaN: such a value becomes null.
 Json number(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
+
+Json number_or_name(double v) { return std::isfinite(v) ? Json(v) : Json(fmt::format("{}", v)); }
 
 Json describe(const Images& images) { return {{"images", images.size()}, {"xxh3", digest(images)}}; }
 
@@ -129,6 +132,24 @@ Row last_row(const fs::path& log, const std::string& kind) {
   if (at == text.npos) return {};
   const size_t before = text.rfind('\n', at), begin = before == text.npos ? 0 : before + 1;
   return parse_row(std::string_view(text).substr(begin, text.find('\n', at) - begin), log.string());
+}
+
+// What the epochs in the log say together.
+Json verdict_of(const fs::path& run) {
+  std::vector<EpochResult> epochs;
+  Json json = Json::object();
+  try {
+    for (const LoggedRow& row : read_rows(run))
+      if (row.kind == "epoch") epochs.push_back(epoch_result(row));
+  } catch (const Error&) {  // somebody has changed the log: that is no reason to fail
+    return json;
+  }
+  if (epochs.empty()) return json;
+  const Verdict verdict = judge_fit(epochs);
+  json["fit"] = {{"verdict", verdict.kind}, {"text", verdict.text}};
+  json["epochs_to"] = Json::object();  // "0.5": 3
+  for (const Reached& r : epochs_to(epochs)) json["epochs_to"][fmt::format("{}", r.acc)] = r.epoch;
+  return json;
 }
 
 }  // namespace
@@ -272,6 +293,7 @@ std::string RunFolder::summary() const {
       if (!name.starts_with("update_ratio/")) json[name] = number(value);
     json["hash"] = last_epoch_.hash;
   }
+  if (status_ != "running") json.update(verdict_of(dir_));
   if (state_.best_val_acc >= 0) json["best"] = {{"val/acc", state_.best_val_acc}, {"epoch", state_.best_epoch}};
   for (const auto& [name, value] : test_.values) json[name] = number(value);
   json["wall_s"] = timing_ ? wall_s() : 0.0;
@@ -326,11 +348,15 @@ void RunFolder::fail_run(const std::string& status, const std::string& reason, T
   if (trainer) attempt([&] { save(*trainer); });
   if (bad)
     attempt([&] {
-      const Json json = {{"step", bad->step},
-                         {"epoch", bad->epoch},
-                         {"loss", std::isfinite(bad->loss) ? Json(bad->loss) : Json(fmt::format("{}", bad->loss))},
-                         {"where", bad->where},
-                         {"samples", bad->samples}};
+      Json json = {{"step", bad->step},     {"epoch", bad->epoch},     {"loss", number_or_name(bad->loss)},
+                   {"where", bad->where},   {"samples", bad->samples}, {"tensors", Json::array()},
+                   {"steps", Json::array()}};
+      for (const TensorLook& t : bad->tensors)
+        json["tensors"].push_back(
+            {{"what", t.what}, {"largest", t.largest}, {"nonfinite", t.nonfinite}, {"numbers", t.numbers}});
+      for (const StepTrace& t : bad->steps)
+        json["steps"].push_back(
+            {{"step", t.step}, {"loss", number(t.loss)}, {"grad_norm", number(t.grad_norm)}, {"lr", number(t.lr)}});
       write_file_atomically(dir_ / "nonfinite.json", json.dump(2) + "\n", Exit::checkpoint);
     });
   attempt([&] { write_summary(); });

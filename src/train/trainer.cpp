@@ -27,27 +27,36 @@ std::vector<int32_t> epoch_order(int64_t n, uint64_t seed, int64_t epoch, bool s
   return order;
 }
 
+constexpr int64_t kFirstRows = 3;  // steps at the beginning that each get a row: how a run begins tells most
+
 // A rewind makes the learning rate smaller, so that the run does not diverge at the same place again.
 constexpr double kRewindFactor = 0.5;
 
-double square(double x) { return x * x; }
-
-bool all_finite(Backend& backend, const Tensor& x) {
-  const auto check = [&]<class T>(T) {
+TensorLook look_at(Backend& backend, const Tensor& x, const std::string& what) {
+  TensorLook look{.what = what, .numbers = x.numel()};
+  const auto read = [&]<class T>(T) {
     std::vector<T> values(static_cast<size_t>(x.numel()));
     backend.download(values.data(), x);
-    return std::ranges::all_of(values, [](T v) { return is_finite(double(float(v))); });
+    for (const T v : values) {
+      const double size = std::fabs(double(float(v)));
+      if (is_finite(size))
+        look.largest = std::max(look.largest, size);
+      else
+        ++look.nonfinite;
+    }
   };
-  switch (x.dtype()) {
-    case DType::f32:
-      return check(float{});
-    case DType::bf16:
-      return check(bf16{});
-    case DType::fp16:
-      return check(fp16{});
-    default:
-      return true;
-  }
+  if (x.dtype() == DType::f32) read(float{});
+  if (x.dtype() == DType::bf16) read(bf16{});
+  if (x.dtype() == DType::fp16) read(fp16{});
+  return look;
+}
+
+// Where it is no step that failed: weights that are far too large tell of the layer.
+std::vector<TensorLook> look_at_weights(Backend& backend, ParamStore& store) {
+  std::vector<TensorLook> all;
+  for (const Param* p : store.params()) all.push_back(look_at(backend, p->master, "weight " + p->name));
+  for (const Buffer& b : store.buffers()) all.push_back(look_at(backend, b.value, b.name));
+  return all;
 }
 
 Augment augment_of(const Config& config) {
@@ -119,7 +128,7 @@ Trainer::Trainer(const Config& config, Backend& backend, const RunData& data)
     backend.copy(t, like);
     return t;
   };
-  before_ = room(net_.params().flat().master);
+  dynamics_.emplace(backend, net_.params(), updater_, config.log.probe);
   if (config.train.patience > 0) {
     best_ = room(net_.params().flat().master);
     best_buffers_ = room(net_.params().flat().buffers);
@@ -167,26 +176,29 @@ void Trainer::start_epoch(int64_t epoch) {
   begin_epoch();
 }
 
-int64_t Trainer::count_images(int64_t first_batch, int64_t batches) const {
-  const int64_t batch = config_.train.batch_size, n = data_.train.size();
-  return std::min(n, (first_batch + batches) * batch) - first_batch * batch;
+// A step's batches and images: the epoch's last step may have fewer.
+int64_t Trainer::batches_of(int64_t in_epoch) const {
+  return std::min(accumulate_, batches_per_epoch_ - in_epoch * accumulate_);
+}
+int64_t Trainer::images_of(int64_t in_epoch) const {
+  const int64_t first = in_epoch * accumulate_ * config_.train.batch_size;
+  return std::min(data_.train.size() - first, batches_of(in_epoch) * config_.train.batch_size);
 }
 
 void Trainer::write_params() {
-  StepParams params{.epoch = int32_t(at_.epoch),
-                    .first = at_.in_epoch * accumulate_ * config_.train.batch_size,
-                    .step = at_.step,
-                    .seed = uint64_t(config_.train.seed)};
-  params.max_bad_in_row = config_.train.on_nonfinite == "skip" ? int32_t(config_.train.max_skips) : 0;
-  params.max_overflows_in_row = net_.type() == DType::fp16 ? int32_t(config_.train.max_skips) : params.max_bad_in_row;
-  updater_.fill(params, at_.step, learning_rate(at_.step) / updater_.base_lr());
-  write_step(backend_, step_memory_, params);
+  params_ = {.epoch = int32_t(at_.epoch),
+             .first = at_.in_epoch * accumulate_ * config_.train.batch_size,
+             .step = at_.step,
+             .seed = uint64_t(config_.train.seed)};
+  params_.max_bad_in_row = config_.train.on_nonfinite == "skip" ? int32_t(config_.train.max_skips) : 0;
+  params_.max_overflows_in_row = net_.type() == DType::fp16 ? int32_t(config_.train.max_skips) : params_.max_bad_in_row;
+  updater_.fill(params_, at_.step, learning_rate(at_.step) / updater_.base_lr());
+  write_step(backend_, step_memory_, params_);
 }
 
 void Trainer::step() {
   write_params();
-  const int64_t first = at_.in_epoch * accumulate_;
-  const int64_t batches = std::min(accumulate_, batches_per_epoch_ - first), images = count_images(first, batches);
+  const int64_t batches = batches_of(at_.in_epoch), images = images_of(at_.in_epoch);
   // Two eager steps fill the pool and the plan caches; from then on a step is one captured graph. An epoch's last,
   // smaller step gets one of its own.
   Repeated& r = repeated_[images];
@@ -208,6 +220,7 @@ void Trainer::compute(int64_t batches, int64_t images) {
   updater_.before_forward(step_memory_);
   tape_.begin_step();
   for (int64_t b = 0; b < batches; ++b) {
+    batch_of_step_ = b;
     const int64_t offset = b * config_.train.batch_size, count = std::min(config_.train.batch_size, images - offset);
     batch_ = pool.empty({count, data_.train.height, data_.train.width, data_.train.channels}, net_.type());
     labels_ = pool.empty({count}, DType::i32);
@@ -281,36 +294,50 @@ BadStep Trainer::examine_bad_step(int64_t step) {
   at_.in_epoch = now.in_epoch - (now.step - step);
   for (; at_.in_epoch < 0; at_.in_epoch += steps_per_epoch_) --at_.epoch;  // bad steps in a row may span epochs
   if (at_.epoch != now.epoch) begin_epoch();
-  BadStep bad{.step = step, .epoch = at_.epoch};
-  const auto look = [&](const Tensor& x, const std::string& what) {
-    if (bad.where.empty() && !all_finite(backend_, x)) bad.where = what;
+  BadStep bad{.step = step, .epoch = at_.epoch, .steps = last_steps()};
+  const auto look = [&](const Tensor& x, const std::string& what, bool tell) {
+    TensorLook seen = look_at(backend_, x, what);
+    if (bad.where.empty() && seen.nonfinite > 0) bad.where = what;
+    if (tell || seen.nonfinite > 0) bad.tensors.push_back(std::move(seen));
   };
-  for (const Param* p : net_.params().params()) look(p->master, "weight " + p->name);
+  for (const Param* p : net_.params().params()) look(p->master, "weight " + p->name, false);
+  int64_t batch = -1;
   tape_.watch([&](const Tensor& y, Op op) {
-    look(batch_, "the images");
-    if (op.param && bad.where.empty()) look(op.param->master, "weight " + op.param->name);
+    if (batch_of_step_ != batch) {  // what is told is the first batch where something is wrong
+      if (batch >= 0 && !bad.where.empty()) return;
+      if (batch >= 0) bad.tensors.clear();
+      batch = batch_of_step_;
+      look(batch_, "the images", true);
+    }
+    if (op.param && bad.where.empty()) look(op.param->master, "weight " + op.param->name, false);
     if (std::string_view(op.name) != "flatten")
-      look(y, op.param ? fmt::format("{} {}", op.name, op.param->name) : op.name);
+      look(y, op.param ? fmt::format("{} {}", op.name, op.param->name) : op.name, true);
   });
   write_params();
-  const int64_t first = at_.in_epoch * accumulate_, batches = std::min(accumulate_, batches_per_epoch_ - first);
-  const int64_t images = count_images(first, batches);
+  const int64_t batches = batches_of(at_.in_epoch), images = images_of(at_.in_epoch);
   const StepResult before = read_step(backend_, step_memory_);
   compute(batches, images);
   const bool statistics = is_finite(before.residue) && is_finite(read_step(backend_, step_memory_).residue);
   write_result(backend_, step_memory_, before);
   tape_.watch({});
-  for (const Param* p : net_.params().params()) look(p->grad, "gradient of " + p->name);
+  for (const Param* p : net_.params().params())
+    if (p->group >= 0) look(p->grad, "gradient of " + p->name, p->shape.rank() >= 2);
   if (bad.where.empty() && !statistics) bad.where = "the running statistics of batch norm";
   if (bad.where.empty()) bad.where = "the sum of the squared gradients";
   double sums[2];
   backend_.download(sums, step_sums_);
   bad.loss = sums[0] / double(images);
-  const int64_t begin = first * config_.train.batch_size;
+  const int64_t begin = at_.in_epoch * accumulate_ * config_.train.batch_size;
   bad.samples.assign(order_.begin() + begin, order_.begin() + begin + images);
   at_ = now;
   if (bad.epoch != now.epoch) begin_epoch();
   return bad;
+}
+
+std::vector<StepTrace> Trainer::last_steps() {
+  std::vector<StepTrace> steps = read_trace(backend_, step_memory_);
+  for (StepTrace& s : steps) s.loss /= double(images_of(s.step % steps_per_epoch_));
+  return steps;
 }
 
 // ---- The run -------------------------------------------------------------------------------------------------------
@@ -329,7 +356,7 @@ Outcome Trainer::run(const std::vector<Observer*>& observers, const std::functio
 
 Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::function<bool()>& stop) {
   const auto report = [&](Row row) {
-    row.epoch = at_.epoch + (row.kind == "step" && at_.in_epoch == steps_per_epoch_ ? 1 : 0);
+    row.epoch = at_.epoch + (at_.in_epoch == steps_per_epoch_ ? 1 : 0);
     row.step = at_.step;
     for (Observer* o : observers) o->on_row(row);
   };
@@ -348,33 +375,24 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
   while (at_.epoch < config_.train.epochs && !at_.stopped) {
     while (at_.in_epoch < steps_per_epoch_) {
       if (stop()) return Outcome::interrupted;
-      if (at_.in_epoch + 1 == steps_per_epoch_) backend_.copy(before_, net_.params().flat().master);
+      const bool due = row_due(1), layers = layers_due(1);
+      if (due || layers || row_due(2)) dynamics_->before_step(at_.step);
       step();
       for (Observer* o : observers) o->on_step(at_.step, at_.epoch);
-      const bool row_due = at_.step % config_.log.interval == 0 || at_.in_epoch == steps_per_epoch_;
       try {
-        if (look_every_step || row_due) check_result();
+        if (look_every_step || due || layers) check_result();
       } catch (const Diverged&) {
         if (!rewound()) throw;
         continue;
       }
-      if (row_due) {
-        const Sums sums = take_sums();
-        at_.epoch_sums += sums;
-        const StepResult result = read_step(backend_, step_memory_);
-        Row row{.kind = "step"};
-        row.values = {{"train/loss", sums.mean_loss()},
-                      {"train/acc", sums.mean_correct()},
-                      {"lr", learning_rate(at_.step - 1)},
-                      {"grad_norm", double(result.grad_norm)}};
-        if (smooth_)  // a row of which all steps were skipped has no loss
-          row.values.emplace_back("train/loss_smooth",
-                                  sums.images > 0 ? smooth_->update(sums.mean_loss()) : smooth_->value());
-        if (config_.clip.norm > 0)
-          row.values.emplace_back("clipped_share", double(result.clipped) / double(at_.step - result.skipped));
-        if (result.skipped > 0) row.values.emplace_back("skipped", double(result.skipped));
+      if (due || layers) dynamics_->look(at_.step, params_, gradient(), layers);
+      if (due) {
         const double t = now_s();
-        row.img_per_s = sums.images / (t - std::exchange(mark, t));
+        report(step_row(t - std::exchange(mark, t)));
+      }
+      if (layers) {
+        Row row{.kind = "layers"};
+        dynamics_->add_layers(row);
         report(row);
       }
       if (at_.in_epoch < steps_per_epoch_)
@@ -399,6 +417,36 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
   return Outcome::done;
 }
 
+// Whether the step after `ahead` - 1 others gets a row of metrics, or of its layers.
+bool Trainer::row_due(int64_t ahead) const {
+  const int64_t step = at_.step + ahead, in_epoch = (at_.in_epoch + ahead - 1) % steps_per_epoch_ + 1;
+  return step <= kFirstRows || step % config_.log.interval == 0 || in_epoch == steps_per_epoch_;
+}
+
+bool Trainer::layers_due(int64_t ahead) const {
+  const int64_t step = at_.step + ahead, in_epoch = (at_.in_epoch + ahead - 1) % steps_per_epoch_ + 1;
+  return config_.log.layers > 0 && (step % config_.log.layers == 0 || in_epoch == steps_per_epoch_);
+}
+
+Row Trainer::step_row(double seconds) {
+  const Sums sums = take_sums();
+  at_.epoch_sums += sums;
+  const StepResult result = read_step(backend_, step_memory_);
+  Row row{.kind = "step", .img_per_s = sums.images / seconds};
+  row.values = {{"train/loss", sums.mean_loss()},
+                {"train/acc", sums.mean_correct()},
+                {"lr", learning_rate(at_.step - 1)},
+                {"grad_norm", double(result.grad_norm)}};
+  if (smooth_)  // a row of which all steps were skipped has no loss
+    row.values.emplace_back("train/loss_smooth",
+                            sums.images > 0 ? smooth_->update(sums.mean_loss()) : smooth_->value());
+  if (config_.clip.norm > 0)
+    row.values.emplace_back("clipped_share", double(result.clipped) / double(at_.step - result.skipped));
+  if (result.skipped > 0) row.values.emplace_back("skipped", double(result.skipped));
+  dynamics_->add_to(row);
+  return row;
+}
+
 Row Trainer::epoch_row(double seconds) {
   Row row{.kind = "epoch"};
   row.values = {{"train/loss", at_.epoch_sums.mean_loss()}, {"train/acc", at_.epoch_sums.mean_correct()}};
@@ -409,7 +457,12 @@ Row Trainer::epoch_row(double seconds) {
       throw Diverged(fmt::format("training diverged: the loss on the validation images is {} after epoch {}. Use a "
                                  "smaller optimizer.lr, a longer schedule.warmup or optimizer.clip_norm = 1",
                                  std::fabs(val.loss), at_.epoch + 1),
-                     {.step = at_.step - 1, .epoch = at_.epoch, .loss = val.loss, .where = "the validation images"});
+                     {.step = at_.step - 1,
+                      .epoch = at_.epoch,
+                      .loss = val.loss,
+                      .where = "the validation images",
+                      .tensors = look_at_weights(backend_, net_.params()),
+                      .steps = last_steps()});
     row.values.insert(row.values.end(), {{loss, val.loss}, {acc, val.acc}});
   };
   if (val_) {
@@ -418,26 +471,9 @@ Row Trainer::epoch_row(double seconds) {
       updater_.with_average(at_.step - last_result().skipped, [&] { measure("val/ema_loss", "val/ema_acc"); });
   }
   row.values.emplace_back("lr", learning_rate(at_.step - 1));
-  add_update_ratios(row);
+  dynamics_->add_update_ratios(row);
   row.hash = state_hash();
   return row;
-}
-
-// |change| / |weights| of each layer's weights in the epoch's last step; about 1e-3 is usual.
-void Trainer::add_update_ratios(Row& row) {
-  const ParamStore& store = net_.params();
-  std::vector<float> before(size_t(before_.numel())), after(before.size());
-  backend_.download(before.data(), before_);
-  backend_.download(after.data(), store.flat().master);
-  for (const Param* p : store.params()) {
-    if (p->group < 0 || p->shape.rank() < 2) continue;
-    double change = 0, norm = 0;
-    for (auto i = size_t(p->offset); i < size_t(p->offset + p->shape.numel()); ++i) {
-      change += square(double(after[i]) - double(before[i]));
-      norm += square(double(before[i]));
-    }
-    row.values.emplace_back("update_ratio/" + p->name.substr(0, p->name.rfind('.')), std::sqrt(change / norm));
-  }
 }
 
 // What an epoch's result means for the next one. Returns whether the training is over.
@@ -483,7 +519,12 @@ Row Trainer::test_row() {
     const Accuracy a = net_.evaluate(source, config_.train.eval_batch_size, test.classes, views);
     if (!std::isfinite(a.loss))
       throw Diverged(fmt::format("training diverged: the loss on the test images is {}", std::fabs(a.loss)),
-                     {.step = at_.step - 1, .epoch = at_.epoch, .loss = a.loss, .where = "the test images"});
+                     {.step = at_.step - 1,
+                      .epoch = at_.epoch,
+                      .loss = a.loss,
+                      .where = "the test images",
+                      .tensors = look_at_weights(backend_, net_.params()),
+                      .steps = last_steps()});
     row.values.insert(row.values.end(), {{prefix + "loss", a.loss}, {prefix + "acc", a.acc}});
     if (prefix == "test/") test_predictions_ = a.predictions;
   };
@@ -507,6 +548,8 @@ Progress Trainer::progress() {
   p.result = read_step(backend_, step_memory_);
   p.totals.resize(3);
   backend_.download(p.totals.data(), totals_);
+  p.directions = row_due(1) ? dynamics_->directions(at_.step) : "";
+  p.trace = read_trace(backend_, step_memory_);
   return p;
 }
 
@@ -525,6 +568,8 @@ void Trainer::restore(const Progress& p) {
   if (plateau_) plateau_->restore(p.plateau);
   if (smooth_) smooth_->restore(p.smooth);
   write_result(backend_, step_memory_, p.result);
+  write_trace(backend_, step_memory_, p.trace);
+  dynamics_->restore(p.step, p.directions);
   backend_.upload(totals_, p.totals.data());
   begin_epoch();
 }

@@ -28,9 +28,6 @@ Tensor make(Backend& backend, const Shape& shape) {
   return t;
 }
 
-int first_moment(const Rule& rule) {
-  return std::visit([]<class R>(const R&) { return R::kFirstMoment; }, rule);
-}
 double first_moment_gain(const Rule& rule, const GroupStep& p) {
   return std::visit([&](const auto& r) { return r.first_moment_gain(p); }, rule);
 }
@@ -155,7 +152,7 @@ void Updater::start_phase(int phase, int64_t step, double last_lr_factor) {
   fill(now, step - 1, 1);
   for (size_t g = 0; g < rules_.size(); ++g) {
     const Segment& s = flat.segments[g];
-    const int from = linnet::first_moment(before[g]), to = linnet::first_moment(rules_[g]);
+    const int from = first_moment_slot(before[g]), to = first_moment_slot(rules_[g]);
     const bool same = rules_[g].index() == before[g].index();
     const auto slot = [&](int k) { return flat.slots.slice(k * flat.n + s.begin, {s.n}); };
     if (!same && from != to) backend_.copy(slot(to), slot(from));

@@ -100,6 +100,17 @@ const std::vector<WarningEntry>& warning_table() {
        "where "
        "lr / eps is 1e7 or more (adam and its kin, rmsprop)",
        "A first gradient, however small, makes a whole step: use a larger eps (1e-8 to 1e-4), and look for dead units"},
+      {"W29", "training",
+       "in five epochs in a row the training loss has not come 0.2 % below its best so far, with less than 90 % of "
+       "the "
+       "images right and a learning rate above a tenth of optimizer.lr",
+       "Nothing more is learnt at this rate: let the schedule lower it, or use 3 to 10 times less (or more, where the "
+       "loss has hardly fallen at all)"},
+      {"W30", "training",
+       "in two epochs in a row the validation loss is above that of guessing, ln(classes), and the training loss below "
+       "half of it",
+       "The net is sure, and wrong about what it has not seen: check that both splits have the same labels and "
+       "preprocessing, batch norm's statistics (linnet check --only eval), and regularise more"},
   };
   return table;
 }
@@ -137,15 +148,6 @@ double momentum_gain(const OptimizerConfig& o) {
 
 int64_t images_per_step(const Config& c, int64_t images) {
   return c.train.accumulate > 0 ? std::min(c.train.batch_size * c.train.accumulate, images) : images;
-}
-
-struct LrRange {
-  double low, high;
-};
-LrRange usual_lr(const OptimizerConfig& o) {
-  if (is_adam(o) || o.name == "rmsprop") return {1e-4, 1e-2};
-  if (o.name == "lion") return {1e-5, 1e-3};
-  return {1e-3, 1e-1};
 }
 
 // W1 to W7 and W28, of one optimizer; f(id, message, note).
@@ -199,6 +201,12 @@ std::string momentum_jump(const OptimizerConfig& before, const OptimizerConfig& 
 }
 
 }  // namespace
+
+UsualLr usual_lr(const OptimizerConfig& o) {
+  if (is_adam(o) || o.name == "rmsprop") return {1e-4, 1e-2};
+  if (o.name == "lion") return {1e-5, 1e-3};
+  return {1e-3, 1e-1};
+}
 
 RunFacts facts_of(ParamStore& store, int64_t images) {
   RunFacts facts{.images = images, .parameters = store.count()};

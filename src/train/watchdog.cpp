@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "linnet/optimizer.h"
 #include "linnet/warnings.h"
 
 namespace linnet {
@@ -21,19 +22,6 @@ std::vector<float> on_host(Backend& backend, const Tensor& x) {
 
 // "layer1.0.conv1" of "layer1.0.conv1.weight".
 std::string layer_of(const std::string& param) { return param.substr(0, param.rfind('.')); }
-
-// Which of a rule's slots holds the average or the sum of the squared gradients; -1: none.
-int square_slot(const Rule& rule) {
-  return std::visit(
-      []<class R>(const R&) {
-        for (int k = 0; k < R::kSlots; ++k) {
-          const std::string_view name = R::kNames[k];
-          if ((name == "v" || name == "G") && k != R::kFirstMoment) return k;
-        }
-        return -1;
-      },
-      rule);
-}
 
 // Updates that are averages of many gradients seldom turn round: by chance, with momentum b, arccos(b) / pi of them, a
 // seventh at 0.9. Where each follows a noisy gradient of its own, half of them do, and it takes more to be a fault.
@@ -62,8 +50,8 @@ void Watchdog::forget() {
   recent_.clear();
   epochs_.clear();
   layers_.clear();
-  weights_.clear();
-  tenfold_ = gap_ = reversal_ = {};
+  best_loss_ = std::numeric_limits<double>::quiet_NaN();
+  tenfold_ = gap_ = reversal_ = flat_ = lost_ = {};
 }
 
 // ---- Rows ----------------------------------------------------------------------------------------------------------
@@ -80,6 +68,7 @@ void Watchdog::on_row(const Row& row) {
   if (row.kind == "step") {
     judge_loss(row);
     look_ = row.step >= next_look_;
+    reversed_share_ = row["reversed_share"];
   }
   if (row.kind == "epoch") {
     epochs_.push_back(row);
@@ -150,6 +139,19 @@ void Watchdog::judge_epochs() {
                                now.epoch, 100 * train, 100 * val));
   }
 
+  // The silent failures: no number is wrong, and yet nothing comes of it.
+  const double loss = now["train/loss"], best_so_far = best_loss_;
+  best_loss_ = std::fmin(best_loss_, loss);
+  const bool hot = now["lr"] >= config_.optimizer.lr / 10;  // once it has cooled down, a flat loss is what is wanted
+  if (flat_.reaches(int(kSlow), hot && train < 0.9 && loss > (1 - kFalls) * best_so_far))
+    raise("W29", fmt::format("epoch {}: the training loss is {:.4g}, and in {} epochs has not come below {:.4g}",
+                             now.epoch, loss, kSlow, best_so_far));
+  if (lost_.reaches(2, now["val/loss"] > chance_loss_ && loss < chance_loss_ / 2))
+    raise("W30",
+          fmt::format("epoch {}: the training loss is {:.3g}, and that of the validation {:.3g}, above {:.3g} of "
+                      "guessing",
+                      now.epoch, loss, now["val/loss"], chance_loss_));
+
   if (epochs_.size() > kLong && !std::isnan(val)) {
     const auto window = epochs_.end() - kLong;
     const auto best = [](auto first, auto last, const char* name, double sign) {
@@ -168,15 +170,16 @@ void Watchdog::judge_epochs() {
   }
 }
 
-// ---- Gradients and weights -----------------------------------------------------------------------------------------
+// ---- Gradients and directions
+// -----------------------------------------------------------------------------------------
 
 void Watchdog::on_boundary(Trainer& trainer, bool) {
   if (look_) {
     next_look_ = trainer.global_step() + kLookEvery;
     look_at_gradients(trainer);
+    look_at_reversals(trainer);
     if (++looks_ % 5 == 0) look_at_history(trainer);
   }
-  if (look_ || !weights_.empty()) look_at_weights(trainer);
   look_ = false;
 }
 
@@ -232,28 +235,12 @@ void Watchdog::judge_history(const std::string& param, double share) {
     raise("W28", fmt::format("{:.0f} % of {} have never had a gradient up to step {}", 100 * share, param, step_));
 }
 
-// Weights after three successive steps give two updates.
-void Watchdog::look_at_weights(Trainer& trainer) {
-  if (config_.lookahead.k > 0 || raised_.contains("W22")) return;
-  const Flat& flat = trainer.net().params().flat();
-  weights_.push_back(on_host(trainer.net().backend(), flat.master.slice(0, {flat.n_trainable})));
-  if (weights_.size() < 3) return;
+// Lookahead goes back by design.
+void Watchdog::look_at_reversals(Trainer& trainer) {
+  if (config_.lookahead.k > 0 || std::isnan(reversed_share_)) return;
   const int64_t phase = trainer.progress().phase;
   const OptimizerConfig& o = phase == 0 ? config_.optimizer : config_.phases[size_t(phase) - 1].optimizer;
-  judge_reversals(reversal_share(weights_[0], weights_[1], weights_[2]),
-                  reversal_limit(o, config_.train.accumulate == 0));
-  weights_.clear();
-}
-
-double Watchdog::reversal_share(std::span<const float> w0, std::span<const float> w1, std::span<const float> w2) {
-  int64_t moved = 0, back = 0;
-  for (size_t i = 0; i < w0.size(); ++i) {
-    const float first = w1[i] - w0[i], second = w2[i] - w1[i];
-    const bool both = first != 0 && second != 0;
-    moved += both;
-    back += both && (first > 0) != (second > 0);
-  }
-  return moved > 0 ? double(back) / double(moved) : 0;
+  judge_reversals(reversed_share_, reversal_limit(o, config_.train.accumulate == 0));
 }
 
 void Watchdog::judge_reversals(double share, double limit) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -210,6 +211,44 @@ void set_weights(Backend& backend, ParamStore& store, const SafeTensors& weights
   std::vector<std::vector<float>> values;
   for (const Slot& slot : slots) values.push_back(to_memory_layout(slot, floats_of(*named.at(slot.name))));
   for (size_t i = 0; i < slots.size(); ++i) backend.upload(slots[i].tensor, values[i].data());
+}
+
+WeightPlace find_weight(ParamStore& store, const std::string& text) {
+  const size_t bracket = std::min(text.find('['), text.size());
+  const std::string name = text.substr(0, bracket);
+  std::vector<std::string> known;
+  for (const Param* p : store.params()) known.push_back(p->name);
+  const auto found = std::ranges::find(known, name);
+  if (found == known.end()) {
+    const std::string near = nearest(name, known);
+    fail(Exit::usage, "log.probe: there is no weight '{}'; {}", escaped(name),
+         near.empty() ? fmt::format("they are called {}, {}, ...", known.front(), known.back())
+                      : fmt::format("did you mean '{}'?", near));
+  }
+  const size_t index = size_t(found - known.begin());
+  const Slot slot = slots_of(store)[index];  // parameters come first, in their order
+  std::vector<int64_t> at;
+  const char *c = text.data() + std::min(bracket + 1, text.size()), *end = text.data() + text.size();
+  for (int64_t i = 0; c < end && at.size() < slot.shape.size();
+       ++c) {  // each number with the comma or bracket behind it
+    const auto [next, error] = std::from_chars(c, end, i);
+    const bool last = at.size() + 1 == slot.shape.size();
+    if (error != std::errc() || i < 0 || i >= slot.shape[at.size()] || next == end || *next != (last ? ']' : ','))
+      break;
+    at.push_back(i);
+    c = next;
+  }
+  if (at.size() != slot.shape.size() || c != end)
+    fail(Exit::usage, "log.probe: expected {} indices below {}, as in {}[{}]; got '{}'", slot.shape.size(),
+         fmt::join(slot.shape, ", "), name, fmt::join(std::vector<int64_t>(slot.shape.size(), 0), ","), escaped(text));
+  int64_t offset = 0;
+  if (const auto& p = slot.planes; !p.empty()) {  // [out, channels, height, width], of which one may be flattened
+    if (at.size() == 2) at = {at[0], at[1] / (p[2] * p[3]), at[1] / p[3] % p[2], at[1] % p[3]};
+    offset = ((at[0] * p[2] + at[2]) * p[3] + at[3]) * p[1] + at[1];
+  } else {
+    for (size_t i = 0; i < at.size(); ++i) offset = offset * slot.shape[i] + at[i];
+  }
+  return {store.params()[index], slot.offset + offset};
 }
 
 WeightsFacts weights_facts(const SafeTensors& weights) {
