@@ -156,7 +156,7 @@ INSTANTIATE_TEST_SUITE_P(
              "duplicate section 'optimizer'", "it stands"},
         Case{"NotUsed", "[model]\nname = 'linear'\ndropout = 0.5\n", "3:1",
              "'model.dropout' is not used with model.name = \"linear\"",
-             "remove it, or reset it with `--set model.dropout=`; it is used with resnet20"},
+             "remove it, or reset it with `--set model.dropout=`; it is used with resnet8, resnet20"},
         Case{"UnknownModel", "[model]\nname = 'resnet21'\n", "2:8", "model.name expects one of resnet8, resnet20",
              "did you mean 'resnet20'?"},
         Case{"UnknownOptimizer", "[optimizer]\nname = 'sdg'\nlr = 1\n", "2:8", "optimizer.name expects one of sgd",

@@ -41,9 +41,7 @@ int autopsy(const Options& o) {
   if (!fs::exists(dir / "nonfinite.json"))
     fail(Exit::usage, "{} has no nonfinite.json: it did not diverge (its status is {})", o.run, run.status);
   const fs::path html = o.html.empty() ? dir / "autopsy.html" : fs::path(o.html);
-  if (fs::exists(html) &&
-      !(fs::is_regular_file(html) && is_autopsy_page(read_file(html, uint64_t(1) << 30, Exit::checkpoint))))
-    fail(Exit::usage, "{} exists and is no autopsy of Linnet's; choose another file with -o", html.string());
+  require_replaceable(html, kAutopsyBeginning, "page of `linnet autopsy`");
 
   Autopsy a{.run = o.run,
             .config = run.config,

@@ -11,7 +11,6 @@ namespace linnet {
 
 namespace {
 
-constexpr std::string_view kFirstLines = "<!doctype html>\n<!-- Linnet autopsy -->";
 constexpr double kLargeInput = 100;  // normalised images stay within about 10
 constexpr double kGrown = 10;        // times, of a gradient's norm
 constexpr size_t kLines = 24;        // of tensors on a terminal
@@ -202,9 +201,7 @@ std::string autopsy_page(const Autopsy& a, const Images& images, const std::stri
       "height:auto}}td,th{{padding:.1rem 1rem .1rem 0;text-align:left}}.first{{font-weight:bold;color:#b91c1c}}"
       "figure{{display:inline-block;margin:0 .5rem .5rem 0}}img{{width:64px;height:64px;image-rendering:pixelated}}"
       "figcaption{{font-size:12px;color:#666}}pre{{overflow-x:auto}}</style>\n{2}</html>\n",
-      kFirstLines, safe("Autopsy of " + a.run), body);
+      kAutopsyBeginning, safe("Autopsy of " + a.run), body);
 }
-
-bool is_autopsy_page(std::string_view text) { return text.starts_with(kFirstLines); }
 
 }  // namespace linnet

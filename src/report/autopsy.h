@@ -32,6 +32,6 @@ std::string autopsy_text(const Autopsy&, const Terminal&);
 Json autopsy_json(const Autopsy&);
 // A self-contained page. `images`: those of training; empty, and `note` says why there are no pictures.
 std::string autopsy_page(const Autopsy&, const Images& images, const std::string& note);
-bool is_autopsy_page(std::string_view text);
+inline constexpr std::string_view kAutopsyBeginning = "<!doctype html>\n<!-- Linnet autopsy -->";
 
 }  // namespace linnet
