@@ -11,6 +11,6 @@ runs() {
   local name=$1 data=()
   shift
   [ "${DATA:-subset}" = full ] || data=(--set data.limit=5000 --set data.val=2000)
-  "$LINNET" sweep "$@" "${data[@]}" --set log.tensorboard=false --set checkpoint.keep=2 --out "$RUNS/$name" -j 1
+  "$LINNET" sweep "$@" "${data[@]}" --set log.tensorboard=false --set checkpoint.keep=2 --out "$RUNS/$name" -j 1 || [ $? = 5 ]  # a run that diverges is a result, too
 }
 collect() { "$here/collect" "$RUNS/$1" "${@:2}"; }
