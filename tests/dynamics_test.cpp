@@ -198,7 +198,8 @@ TEST(EffectiveLr, IsWhatTheAverageIsMultipliedWith) {
   check("radam", {}, corrected);
 }
 
-TEST(EffectiveLr, TheHistogramCountsEveryWeight) {
+// Of every fourth of these weights, or so: at least 16,384 are counted.
+TEST(EffectiveLr, TheHistogramCountsASample) {
   Config config = tiny_config("mlp");
   config.optimizer = default_settings("adam", "pytorch");
   TinyRun run(config);
@@ -207,8 +208,12 @@ TEST(EffectiveLr, TheHistogramCountsEveryWeight) {
   const Flat& flat = run.trainer.net().params().flat();
   std::map<std::string, double> wanted;
   double all = 0;
+  const int64_t stride = flat.n_trainable / 16384;
+  ASSERT_GT(stride, 1);
   for (const Param* p : run.trainer.net().params().params())
-    for (int64_t i = p->offset; i < p->offset + p->shape.numel(); ++i, ++all) {
+    for (int64_t i = p->offset; i < p->offset + p->shape.numel(); ++i) {
+      if (i % stride != 0) continue;
+      ++all;
       const double v = double(seen.slots[size_t(flat.n + i)]) / (1 - std::pow(0.999, 6));
       const double lr = 0.001 / (std::sqrt(v) + 1e-8);
       ++wanted[fmt::format("effective_lr/1e{:+03}", int(std::floor(std::log10(lr))))];

@@ -385,7 +385,10 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
         if (!rewound()) throw;
         continue;
       }
-      if (due || layers) dynamics_->look(at_.step, params_, gradient(), layers);
+      if (due || layers) {
+        const bool asks_gradient = layers || !config_.log.probe.empty();
+        dynamics_->look(at_.step, params_, asks_gradient ? gradient() : std::vector<float>(), layers);
+      }
       if (due) {
         const double t = now_s();
         report(step_row(t - std::exchange(mark, t)));
