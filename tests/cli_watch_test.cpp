@@ -36,8 +36,9 @@ TEST_F(Watch, InAPipeItPrintsOnce) {
   const std::string a = run("a"), b = run("b");
   const Ended ended = run_in_shell("watch " + a + " --against " + b);
   ASSERT_EQ(ended.code, 0) << ended.out;
-  for (const char* part : {"a: linear with sgd, seed 0: done\n", "epoch 4 of 4, step 8", "val/acc\n", "learning rate\n",
-                           "gradient norm\n", "fit: ", "gradient norm by layer, step 8\n", "  update ", "update norm\n", "o a\n", "* to beat: b\n"})
+  for (const char* part :
+       {"a: linear with sgd, seed 0: done\n", "epoch 4 of 4, step 8", "val/acc\n", "learning rate\n", "gradient norm\n",
+        "fit: ", "gradient norm by layer, step 8\n", "  update ", "update norm\n", "o a\n", "* to beat: b\n"})
     expect_has(ended.out, part);
   EXPECT_EQ(ended.out.find('\x1b'), std::string::npos);
 }

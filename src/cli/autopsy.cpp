@@ -59,7 +59,7 @@ int autopsy(const Options& o) {
     fmt::print("{}\n", autopsy_json(a).dump());
   else
     fmt::print("{}", autopsy_text(a, stdout_terminal()));
-  tell(fmt::format("with the batch's pictures: {}\n", html.string()));
+  tell(fmt::format("as a page{}: {}\n", images.size() > 0 ? ", with the batch's pictures" : "", html.string()));
   return int(Exit::ok);
 }
 
