@@ -248,7 +248,7 @@ TEST_F(BadInput, ConfigFile) {
 
 TEST_F(BadInput, ModelAndImages) {
   expect_refused({"train", config(), "--set", "model.name=resnet21", "--out", out()}, 2,
-                 {"model.name expects one of resnet20", "did you mean 'resnet20'?"});
+                 {"model.name expects one of resnet8", "did you mean 'resnet20'?"});
   expect_refused({"config", "validate", config(), "--set", "model.name=resnet21"}, 2, {"did you mean 'resnet20'?"});
   expect_refused({"train", config(), "--set", "data.image_size=3", "--out", out()}, 2,
                  {"data.image_size must be >= 4 and <= 224, got 3"});
