@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""G5, G8: a disk that is full, limited, read-only, of another user, or no disk at all, under a whole run.
+"""G5, G8, N6: a disk that is full, limited, read-only, of another user, or no disk at all, or too little memory, under a whole run.
 
   disk.py LINNET [--rounds N] [--seed S] [--control]
 
@@ -37,7 +37,7 @@ def full(lab, name, left):
         wait_for_rows(process, disk / "run", random.randrange(1, 60))
         fill(disk, left)
         error = process.communicate(timeout=60)[1]
-        clear(process, error, (0, 4), ["No space left"])
+        clear(process, error, (0, 4), ["No space left", "free some space"])
         (disk / "filler").unlink()
         resumes(lab, disk / "run", name)
         return {f"full disks, exit {process.returncode}": 1}
@@ -138,6 +138,16 @@ def no_streams(lab, name):
     return {"streams to /dev/full": 1}
 
 
+def memory(lab, name):
+    """Little address space. Linnet says so with 6; oneDNN and nlohmann's JSON, denied memory, end the process by a signal."""
+    folder, limit = lab.fresh(), random.randrange(90, 300) << 20
+    run = lab.call("train", lab.config(name), "--out", folder, env={"MALLOC_ARENA_MAX": "1"},
+                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    expect(run.returncode in (0, 4, 6, 127, -6, -11), f"exit {run.returncode}, {run.err[-300:]}")
+    resumes(lab, folder, name)
+    return {f"memory limits, exit {run.returncode}": 1}
+
+
 def naive(lab, name):
     folder = lab.killed_midway(name)
     for file in folder.glob("checkpoints/*/model.safetensors"):
@@ -165,6 +175,7 @@ def experiment(lab):
         limit = int(10 ** random.uniform(1, 6))
         yield f"file size {limit} {name}", lambda name=name, limit=limit: file_size(lab, name, limit)
         yield f"descriptors {name}", lambda name=name, n=n: descriptors(lab, name, 3 + n % 12)
+        yield f"memory {name}", lambda name=name: memory(lab, name)
         if os.geteuid() == 0:
             yield f"other user {name}", lambda name=name: other_user(lab, name)
         for log in ("metrics.jsonl", "timing.jsonl"):
