@@ -295,6 +295,59 @@ TEST_F(Resume, AChangedLogIsSeen) {
   expect_has(more.err, "metrics.jsonl was changed since step ");
 }
 
+TEST_F(Resume, FilesOfAnotherShapeAreNoCrash) {
+  train("a");
+  for (const char* file : {"env.json", "summary.json"})
+    for (const char* text : {"[]", "5", "{\"data\": 5}", "{\"data\": {\"train\": []}}", "{\"status\": {}}"}) {
+      std::ofstream(dir_ / "a" / file) << text;
+      const Ended ended = linnet({"resume", at("a")});
+      EXPECT_EQ(ended.code, 0) << file << " = " << text << ": " << ended.err;
+    }
+}
+
+TEST_F(Resume, LostLinesOfTheMetricsAreToldAndThoseOfTheTimesAreNot) {
+  train("a");
+  fs::remove(dir_ / "a" / "timing.jsonl");
+  const Ended times = linnet({"resume", at("a"), "--epochs", "5"});
+  EXPECT_EQ(times.code, 0) << times.err;
+  const std::string rows = read(dir_ / "a" / "metrics.jsonl");
+  fs::resize_file(dir_ / "a" / "metrics.jsonl", 10);
+  const Ended ended = linnet({"resume", at("a"), "--epochs", "6"});
+  EXPECT_EQ(ended.code, 4) << ended.err;
+  expect_has(ended.err, "metrics.jsonl has 10 bytes");
+  expect_has(ended.err, "linnet fork");
+  std::ofstream(dir_ / "a" / "metrics.jsonl") << rows;
+  EXPECT_EQ(linnet({"resume", at("a"), "--epochs", "6"}).code, 0);
+}
+
+TEST_F(Resume, WhatGoesWrongBesideASaveIsToldOnce) {
+  train("a");
+  fs::create_directories(dir_ / "a" / "checkpoints" / ".tmp-00000007-1" / "deeper");
+  const Ended ended = linnet({"resume", at("a"), "--epochs", "6"});
+  EXPECT_EQ(ended.code, 0) << ended.err;
+  const std::string warning = "warning: what was left of a checkpoint is not removed: ";
+  expect_has(ended.err, warning);
+  EXPECT_EQ(ended.err.find(warning), ended.err.rfind(warning));
+}
+
+// The name of a folder and what its files say may be anybody's.
+TEST_F(Resume, NothingIsPrintedAsItIs) {
+  const std::string name = "a\x1b[31m";
+  train(name);
+  json summary = json::parse(read(dir_ / name / "summary.json"));
+  summary["status"] = "\x1b[32mdone\u202e";
+  std::ofstream(dir_ / name / "summary.json") << summary;
+  fs::create_directory(dir_ / "none\x1b[31m");
+  for (const Args& args :
+       {Args{"runs", dir_.path()}, Args{"resume", at("none\x1b[31m")}, Args{"eval", at("none\x1b[31m")},
+        Args{"train", config(), "--out", at(name)}, Args{"\x1b[31m"}}) {
+    const Ended ended = linnet(args);
+    EXPECT_EQ((ended.out + ended.err).find('\x1b'), std::string::npos) << args[0];
+    EXPECT_EQ(ended.out.find("\u202e"), std::string::npos);
+    expect_has(ended.out + ended.err, "\\x1b[31m");
+  }
+}
+
 TEST_F(Resume, APipeAsConfigIsRefused) {
   fs::create_directory(dir_ / "a");
   ASSERT_EQ(::mkfifo((dir_ / "a" / "config.toml").c_str(), 0600), 0);

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "linnet/error.h"
@@ -347,6 +348,30 @@ TEST(ResumeFolder, AFinishedRunStaysAsItIs) {
   EXPECT_EQ(content(folder / "run" / "metrics.jsonl"), metrics);
 }
 
+// D5: a checkpoint of another build or machine is taken, and it is said that the bits may differ.
+TEST(ResumeFolder, SaysWhereItIsNotBitForBit) {
+  TempDir folder;
+  const Config config = tiny_config("linear");
+  run_in_folder(config, folder / "run", 3, true);
+  for (const char* compiler : {"", "another one"}) {
+    if (*compiler) {
+      CheckpointStore store(folder / "run" / "checkpoints");
+      std::vector<Rejected> rejected;
+      Checkpoint c = store.load_latest(rejected).value();
+      c.facts.at("compiler") = compiler;
+      store.save(c, false);
+    }
+    TinyRun at(config, 1);
+    RunFolder run(folder / "run", at.config, *at.backend, at.data, RunFolder::Existing{});
+    RunCheckpoints checkpoints(run, at.trainer);
+    EXPECT_TRUE(checkpoints.load(at.trainer));
+    ASSERT_EQ(checkpoints.notes().size(), *compiler ? 1u : 0u);
+    if (!*compiler) continue;
+    EXPECT_TRUE(checkpoints.notes()[0].starts_with("compiler was another one, is ")) << checkpoints.notes()[0];
+    EXPECT_TRUE(checkpoints.notes()[0].ends_with("continues, but not bit for bit")) << checkpoints.notes()[0];
+  }
+}
+
 // The control: if a part of the state is lost, the tests above see it.
 TEST(ResumeControl, ALostSlotOrCounterIsSeen) {
   Config config = tiny_config("mlp");
@@ -390,6 +415,64 @@ TEST(Progress, TextIsReadBackWholeOrRefused) {
       EXPECT_EQ(e.exit, Exit::checkpoint);
       EXPECT_NE(std::string(e.what()).find("checkpoint 7 of x"), std::string::npos) << e.what();
     }
+}
+
+// With every digest right, as only someone with intent makes it: what becomes an index or a count is checked.
+TEST(Progress, AForgedStateIsRefused) {
+  TinyRun run(tiny_config("linear"));
+  run.run();
+  const std::string text = run.trainer.progress().to_json();
+  const auto accepted = [&](const std::string& text) {
+    try {
+      run.trainer.restore(Progress::from_json(text, "a test"));
+      return true;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.exit, Exit::checkpoint) << e.what();
+      return false;
+    }
+  };
+  EXPECT_TRUE(accepted(text));  // the control
+  const auto step = run.trainer.global_step();
+  const std::vector<std::pair<std::string, nlohmann::json>> forgeries = {{"step", -1},
+                                                                         {"step", step + 1},
+                                                                         {"step", int64_t(1) << 60},
+                                                                         {"step", "1"},
+                                                                         {"step", true},
+                                                                         {"epoch", -1},
+                                                                         {"epoch", 0},
+                                                                         {"epoch", int64_t(1) << 60},
+                                                                         {"in_epoch", -3},
+                                                                         {"in_epoch", 1},
+                                                                         {"in_epoch", 1'000'000'000},
+                                                                         {"phase", 1},
+                                                                         {"phase", 77},
+                                                                         {"phase", -1},
+                                                                         {"phase_step", -1},
+                                                                         {"phase_step", step + 1},
+                                                                         {"phase_epoch", int64_t(1) << 40},
+                                                                         {"update_start", -1},
+                                                                         {"update_start", step + 1},
+                                                                         {"rewinds", -1},
+                                                                         {"plateau.factor", -1},
+                                                                         {"plateau.factor", 2},
+                                                                         {"plateau.factor", nullptr},
+                                                                         {"plateau.bad", -1},
+                                                                         {"smooth.count", -1},
+                                                                         {"stop_watch.waited", -1},
+                                                                         {"result.bad_step", step + 1},
+                                                                         {"result.bad_step", -2},
+                                                                         {"result.bad", int64_t(1) << 40},
+                                                                         {"result.bad_in_row", -1},
+                                                                         {"result.skipped", step + 1},
+                                                                         {"result.clipped", -1},
+                                                                         {"totals", nlohmann::json::array()}};
+  for (const auto& [field, value] : forgeries) {
+    nlohmann::json forged = nlohmann::json::parse(text);
+    ASSERT_TRUE(forged.contains(field)) << field;
+    forged[field] = value;
+    EXPECT_FALSE(accepted(forged.dump())) << field << " = " << value;
+  }
+  EXPECT_FALSE(accepted(text.substr(0, text.rfind('}')) + ",\"step\": 1}"));  // a key twice
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ TEST(Threads, AnExceptionArrivesAtTheCaller) {
 }
 
 TEST(Threads, ManyPoolsStartAndStop) {
-  for (int cycle = 0; cycle < 300; ++cycle) {
+  for (int cycle = 0; cycle < 1000; ++cycle) {
     ThreadPool pool(1 + cycle % 4);
     std::atomic<int> done = 0;
     if (cycle % 3 > 0) pool.run(cycle % 7, [&](int64_t, int) { ++done; });

@@ -15,8 +15,12 @@
 #pragma once
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "linnet/checkpoint.h"
 #include "linnet/trainer.h"
@@ -127,12 +131,19 @@ class RunCheckpoints : public Observer {
   // Saves now and waits for it, unless the last one is of this very step.
   void save_now(Trainer&);
   // Waits for the save under way; throws what went wrong with it.
-  void wait() { writer_->wait(); }
+  void wait();
+  // Who hears, between two steps, what went wrong beside a save (an old checkpoint that cannot be removed); each once.
+  void tell_warnings_to(std::function<void(const std::string&)> tell) { tell_ = std::move(tell); }
 
  private:
   void submit(Trainer&, bool best);
+  void tell_warnings();
 
   RunFolder& run_;
+  std::function<void(const std::string&)> tell_;
+  std::mutex mutex_;
+  std::string warning_;         // of the saves since the last look; the writer's thread adds to it
+  std::set<std::string> told_;  // lines
   std::unique_ptr<CheckpointStore> store_;
   std::unique_ptr<CheckpointWriter> writer_;
   int64_t interval_, epochs_, saved_step_ = -1;

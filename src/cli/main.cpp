@@ -22,6 +22,18 @@ void open_standard_streams() {
   if (fd > STDERR_FILENO) close(fd);
 }
 
+// A message may name a path, and a path may hold what moves a cursor: of that only the ends of lines are kept.
+std::string printable(std::string_view message) {
+  std::string text;
+  for (;;) {
+    const size_t end = message.find('\n');
+    text += linnet::escaped(message.substr(0, end), std::string::npos);
+    if (end == message.npos) return text;
+    text += '\n';
+    message.remove_prefix(end + 1);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -89,7 +101,7 @@ int main(int argc, char** argv) {
       return int(Exit::usage);
     }
     std::fprintf(stderr, "error: %s\nhelp: linnet --help lists the verbs, linnet VERB --help the options of one\n",
-                 e.what());
+                 printable(e.what()).c_str());
     return int(Exit::usage);
   }
 
@@ -98,14 +110,14 @@ int main(int argc, char** argv) {
     if (std::fflush(stdout) != 0 || std::ferror(stdout)) fail(Exit::failure, "not all of the output could be written");
     return code;
   } catch (const Error& e) {
-    const std::string text = e.what();
+    const std::string text = printable(e.what());
     std::fprintf(stderr, "%s%s\n", text.starts_with("error:") ? "" : "error: ", text.c_str());
     return int(e.exit);
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "error: out of memory; use a smaller train.batch_size or model\n");
     return int(Exit::device);
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "error: %s\n", e.what());
+    std::fprintf(stderr, "error: %s\n", printable(e.what()).c_str());
     return int(Exit::failure);
   }
 }

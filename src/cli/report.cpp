@@ -35,7 +35,7 @@ std::vector<RunRecord> read_runs(const std::vector<std::string>& folders) {
       try {
         runs.push_back(read_run(dir));
       } catch (const Error& e) {
-        tell(fmt::format("note: {} is left out: {}\n", dir.string(), e.what()));
+        tell(fmt::format("note: {} is left out: {}\n", escaped(dir.string()), e.what()));
       }
     }
   }

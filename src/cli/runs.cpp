@@ -33,11 +33,11 @@ int list_runs(std::vector<std::string> folders, bool json) {
         all.back()["best"] = run.summary.value("best", Json(nullptr));
         if (json) continue;
         const double epoch = run.number("epoch");
-        fmt::print("{:<11} epoch {:>3}/{:<3}  val {:>8}  test {:>8}  {:>7}  {}\n", run.status,
+        fmt::print("{:<11} epoch {:>3}/{:<3}  val {:>8}  test {:>8}  {:>7}  {}\n", escaped(run.status, 11),
                    std::isfinite(epoch) ? int64_t(epoch) : 0, run.config.train.epochs, or_dash(run.number("val/acc")),
-                   or_dash(run.number("test/acc")), duration_text(run.number("wall_s")), dir.string());
+                   or_dash(run.number("test/acc")), duration_text(run.number("wall_s")), escaped(dir.string()));
       } catch (const Error& e) {
-        tell(fmt::format("note: {} cannot be read: {}\n", dir.string(), e.what()));
+        tell(fmt::format("note: {} cannot be read: {}\n", escaped(dir.string()), e.what()));
       }
     }
   }

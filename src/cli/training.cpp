@@ -178,6 +178,10 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
     console.clear();
     tell(line + "\n");
   });
+  checkpoints.tell_warnings_to([&](const std::string& warning) {
+    console.clear();
+    tell(fmt::format("warning: {}\n", warning));
+  });
   std::optional<TensorBoard> tensorboard;
   std::optional<TraceFile> trace;
   std::vector<Observer*> observers = {&run, &checkpoints, &console, &watchdog};

@@ -87,4 +87,19 @@ void Folder::remove(const std::string& name) const {
   if (!unlink(fd_.get(), name, AT_REMOVEDIR)) fail_call(errno, "remove {}", escaped(name));
 }
 
+bool make_folders(const std::filesystem::path& path, std::error_code& error) {
+  if (!path.has_filename())
+    return !path.parent_path().empty() && path.parent_path() != path && make_folders(path.parent_path(), error);
+  if (std::filesystem::exists(path, error) || error) return false;
+  const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
+  make_folders(parent, error);
+  if (error || !std::filesystem::create_directory(path, error)) return false;
+  try {
+    Folder(parent, Exit::checkpoint).sync();
+  } catch (const FileError& failed) {
+    if (failed.code != EACCES) throw;  // a folder that one may write to and not read cannot be synced
+  }
+  return true;
+}
+
 }  // namespace linnet

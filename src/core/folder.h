@@ -3,6 +3,7 @@
 #pragma once
 #include <filesystem>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "src/core/file.h"
@@ -36,5 +37,9 @@ class Folder {
   Exit exit_;
   Fd fd_;
 };
+
+// Makes a folder and what is missing above it, each synced into its parent: a checkpoint is as safe from a power cut as
+// the way to it. False where it is there already, or `error` says why it cannot be made.
+bool make_folders(const std::filesystem::path& path, std::error_code& error);
 
 }  // namespace linnet

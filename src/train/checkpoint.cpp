@@ -430,12 +430,17 @@ void CheckpointStore::remove(const std::vector<int64_t>& steps) {
 }
 
 void CheckpointStore::sweep() {
-  try {
+  const auto attempt = [&](const auto& act) {
+    try {
+      act();
+    } catch (const FileError& error) {
+      warning_ += fmt::format("what was left of a checkpoint is not removed: {}\n", error.what());
+    }
+  };
+  attempt([&] {
     for (const std::string& name : folder_->names())
-      if (name.starts_with(".tmp-") || name.starts_with(".del-")) folder_->remove(name);
-  } catch (const FileError& error) {
-    warning_ += fmt::format("what was left of a checkpoint is not removed: {}\n", error.what());
-  }
+      if (name.starts_with(".tmp-") || name.starts_with(".del-")) attempt([&] { folder_->remove(name); });
+  });
 }
 
 void require_free_space(const fs::path& folder, uint64_t bytes_per_checkpoint, int keep) {

@@ -1,14 +1,14 @@
 // A run's progress as JSON text, for checkpoints.
 #include <cmath>
-#include <nlohmann/json.hpp>
+#include <concepts>
+#include <limits>
 
 #include "linnet/trainer.h"
+#include "src/core/json.h"
 
 namespace linnet {
 
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 // One list of fields for both directions: f(name, field).
 template <class P, class F>
@@ -83,6 +83,25 @@ template <class T>
 void from_value(const Json& j, T& v) {
   v = j.get<T>();
 }
+// A number that the field cannot hold would become another one.
+template <std::signed_integral T>
+void from_value(const Json& j, T& v) {
+  const int64_t whole = j.is_number_integer() ? j.get<int64_t>() : INT64_MIN;
+  if (whole < -1 || whole > std::numeric_limits<T>::max()) throw std::runtime_error("expected a whole number in range");
+  v = T(whole);
+}
+
+// What every run's progress obeys, whatever its config; Trainer::restore() knows the rest.
+bool is_progress(const Progress& p) {
+  const StepResult& r = p.result;
+  for (const int64_t count : {p.epoch, p.in_epoch, p.phase, p.phase_step, p.phase_epoch, p.update_start, p.rewinds,
+                              p.plateau.bad, p.plateau.cooldown, p.phase_watch.waited, p.stop_watch.waited,
+                              p.smooth.count, r.clipped, r.skipped, int64_t(r.bad), int64_t(r.bad_in_row)})
+    if (count < 0) return false;
+  return p.epoch <= p.step && p.in_epoch <= p.step && p.totals.size() == 3 && p.plateau.factor >= 0 &&
+         p.plateau.factor <= 1 && p.phase_step <= p.step && p.phase_epoch <= p.epoch && p.update_start <= p.step &&
+         r.bad_step <= p.step && r.clipped <= p.step && r.skipped <= p.step;
+}
 
 }  // namespace
 
@@ -95,14 +114,15 @@ std::string Progress::to_json() const {
 Progress Progress::from_json(const std::string& text, const std::string& origin) {
   Progress p;
   try {
-    const Json json = Json::parse(text);
+    const Json json = parse_json(text, origin, Exit::checkpoint);
     size_t fields = 0;
     visit_progress(p, [&](const std::string& name, auto& field) {
       if (is_optional(name) && !json.contains(name)) return;
       from_value(json.at(name), field);
       ++fields;
     });
-    if (json.size() != fields || p.totals.size() != 3) throw std::runtime_error("unknown fields");
+    if (json.size() != fields) throw std::runtime_error("unknown fields");
+    if (!is_progress(p)) throw std::runtime_error("counters that contradict each other");
   } catch (const std::exception& e) {
     fail(Exit::checkpoint, "{} is not the progress of a run that this version of Linnet wrote: {}", origin, e.what());
   }

@@ -15,6 +15,7 @@
 #include "linnet/weights.h"
 #include "src/core/digest.h"
 #include "src/core/file.h"
+#include "src/core/folder.h"
 #include "src/core/json.h"
 #include "src/train/run_lock.h"
 #include "src/train/run_log.h"
@@ -53,10 +54,10 @@ fs::path new_run_dir(const Config& c) {
   const std::string name = fmt::format("{:%Y-%m-%d_%H%M%S}_{}_{}_s{}", fmt::localtime(std::time(nullptr)), c.model.name,
                                        c.optimizer.name, c.train.seed);
   std::error_code error;  // RunFolder says what is wrong with a folder that cannot be made
-  fs::create_directories(root, error);
+  make_folders(root, error);
   fs::path dir = root / name;
   // Creating it is what makes it ours: of two runs that start in the same second, one goes on to the next name.
-  for (int i = 2; !fs::create_directory(dir, error) && !error; ++i) dir = root / fmt::format("{}-{}", name, i);
+  for (int i = 2; !make_folders(dir, error) && !error; ++i) dir = root / fmt::format("{}-{}", name, i);
   return dir;
 }
 
@@ -92,8 +93,11 @@ std::string Log::digest() const { return digest_->digest(); }
 
 void Log::cut(int64_t size) {
   if (size > size_)
-    fail(Exit::checkpoint, "{} has {} bytes, and the checkpoint belongs to {}: lines of it were lost", path_.string(),
-         size_, size);
+    fail(Exit::checkpoint,
+         "{} has {} bytes, and the checkpoint belongs to {}: lines of it were lost; put it back, or start a new run "
+         "from "
+         "the weights with `linnet fork`",
+         path_.string(), size_, size);
   if (uninterrupted([&] { return ::ftruncate(fd_, size); }) != 0)
     fail(Exit::checkpoint, "cannot cut {}: {}", path_.string(), std::generic_category().message(errno));
   size_ = size;
@@ -109,6 +113,12 @@ void Log::sync() {
 // ---- RunFolder -----------------------------------------------------------------------------------------------------
 
 namespace {
+
+// The text at a place of a file that anyone may have changed; "" where there is none.
+std::string text_at(const Json& json, const std::string& place) {
+  const Json::json_pointer at(place);
+  return json.contains(at) && json[at].is_string() ? json[at].get<std::string>() : "";
+}
 
 // What write_file_atomically leaves when it is killed.
 bool is_left_over(const fs::path& file) {
@@ -158,7 +168,7 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
   std::error_code error;
   if (fs::exists(dir, error) && !fs::is_directory(dir, error))
     fail(Exit::usage, "the run folder {} exists and is no folder; choose another with --out", dir.string());
-  fs::create_directories(dir, error);
+  make_folders(dir, error);
   if (error)
     fail(Exit::checkpoint, "cannot create the run folder {}: {}; choose another with --out", dir.string(),
          error.message());
@@ -182,8 +192,8 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
     const Json env = read_json(dir / "env.json", Exit::checkpoint);
     const Json now = describe(data);
     for (const char* split : {"train", "val", "test"}) {
-      const auto digest = Json::json_pointer(fmt::format("/{}/xxh3", split));
-      const std::string was = env.value("data", Json::object()).value(digest, ""), is = now.value(digest, "");
+      const std::string was = text_at(env, fmt::format("/data/{}/xxh3", split));
+      const std::string is = text_at(now, fmt::format("/{}/xxh3", split));
       if (!was.empty() && was != is)
         fail(
             Exit::data,
@@ -193,7 +203,7 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
     }
   }
   if (fs::exists(dir / "summary.json", error)) {
-    const std::string status = read_json(dir / "summary.json", Exit::checkpoint).value("status", "");
+    const std::string status = text_at(read_json(dir / "summary.json", Exit::checkpoint), "/status");
     was_saved_ = status == "done" || status == "interrupted";
   }
   open(config, backend, data);
@@ -251,7 +261,7 @@ double RunFolder::wall_s() const {
 bool RunFolder::restore(const RunState& s) {
   if (!begun_) begin();
   metrics_->cut(s.metrics_bytes);
-  timing_->cut(s.timing_bytes);
+  timing_->cut(std::min(s.timing_bytes, timing_->size()));  // it only tells the time: without it a run goes on
   state_ = s;
   started_ = std::chrono::steady_clock::now();
   last_epoch_ = last_row(dir_ / "metrics.jsonl", "epoch");

@@ -93,7 +93,10 @@ RunCheckpoints::RunCheckpoints(RunFolder& run, Trainer& trainer)
   for (const auto& [name, tensor] : trainer.tensors()) bytes += tensor.bytes();
   const auto saved = int64_t(store_->steps().size());  // of a run that is resumed: they have their place already
   require_free_space(run.dir(), bytes, int(std::max<int64_t>(0, config.keep - saved)));
-  writer_ = std::make_unique<CheckpointWriter>(*store_, [](const CheckpointWriter::Done&) {});
+  writer_ = std::make_unique<CheckpointWriter>(*store_, [this](const CheckpointWriter::Done& done) {
+    const std::lock_guard lock(mutex_);
+    warning_ += done.warning;
+  });
 }
 
 RunCheckpoints::~RunCheckpoints() = default;
@@ -108,7 +111,23 @@ void RunCheckpoints::submit(Trainer& trainer, bool best) {
       best);
 }
 
+void RunCheckpoints::wait() {
+  writer_->wait();
+  tell_warnings();
+}
+
+void RunCheckpoints::tell_warnings() {
+  std::string warning;
+  {
+    const std::lock_guard lock(mutex_);
+    warning.swap(warning_);
+  }
+  for (size_t at = 0, end; (end = warning.find('\n', at)) != warning.npos; at = end + 1)
+    if (const std::string line = warning.substr(at, end - at); told_.insert(line).second && tell_) tell_(line);
+}
+
 void RunCheckpoints::on_boundary(Trainer& trainer, bool epoch_done) {
+  tell_warnings();
   const RunState run = run_.state();
   const bool best = epoch_done && run.best_val_acc > best_val_acc_;  // of this epoch: each better one is saved
   const bool over = epoch_done && (trainer.progress().epoch >= epochs_ || trainer.progress().stopped);
@@ -122,7 +141,7 @@ void RunCheckpoints::save_now(Trainer& trainer) {
   writer_->wait();
   if (trainer.global_step() == saved_step_) return;
   submit(trainer, false);
-  writer_->wait();
+  wait();
 }
 
 bool RunCheckpoints::on_rewind(Trainer& trainer) {

@@ -27,6 +27,12 @@ void each_line(const fs::path& log, F f) {
 
 }  // namespace
 
+double Row::operator[](std::string_view name) const {
+  for (const auto& [key, value] : values)
+    if (key == name) return value;
+  return std::numeric_limits<double>::quiet_NaN();
+}
+
 Row parse_row(std::string_view line, const std::string& place) {
   const Json json = parse_json(line, place, Exit::checkpoint);
   try {

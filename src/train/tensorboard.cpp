@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <boost/crc.hpp>
+#include <cerrno>
 #include <charconv>
 #include <chrono>
 #include <cmath>
@@ -152,9 +153,11 @@ void TensorBoard::start_from(int64_t step) {
 void TensorBoard::write(pb::Event& event, int64_t step) {
   event.set_wall_time(now());
   event.set_step(step);
+  errno = 0;  // a stream says only that it failed
   file_ << tfrecord(event.SerializeAsString()) << std::flush;
   if (!file_)
-    fail(Exit::checkpoint, "cannot write {}; free some space, or set log.tensorboard = false", path_.string());
+    fail(Exit::checkpoint, "cannot write {}: {}; set log.tensorboard = false to do without it", path_.string(),
+         errno == 0 ? "it cannot be opened" : std::generic_category().message(errno));
 }
 
 void TensorBoard::on_row(const Row& row) {

@@ -77,12 +77,6 @@ Augment augment_of(const Config& config) {
 
 }  // namespace
 
-double Row::operator[](std::string_view name) const {
-  for (const auto& [key, value] : values)
-    if (key == name) return value;
-  return std::numeric_limits<double>::quiet_NaN();
-}
-
 bool Watch::update(double value, bool larger, int64_t at_epoch) {
   if (std::isnan(best) || (larger ? value > best : value < best)) {
     *this = {value, at_epoch, 0};
@@ -565,6 +559,14 @@ std::vector<std::pair<std::string, Tensor>> Trainer::tensors() {
 }
 
 void Trainer::restore(const Progress& p) {
+  // These become indices: a state that was made to be wrong must not get that far.
+  if (p.step / steps_per_epoch_ != p.epoch || p.step % steps_per_epoch_ != p.in_epoch || p.phase < 0 ||
+      size_t(p.phase) > config_.phases.size())
+    fail(
+        Exit::checkpoint,
+        "the state of step {} does not fit this config: it is {} steps into epoch {} and in phase {}, and an epoch has "
+        "{} steps, the config {} phases",
+        p.step, p.in_epoch, p.epoch, p.phase, steps_per_epoch_, config_.phases.size());
   at_ = p;
   updater_.restored(int(p.phase), p.update_start);
   enter_phase(p.phase, true);

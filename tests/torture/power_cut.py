@@ -9,11 +9,14 @@ zeros, and each creation, rename and removal may be kept or lost, whatever came 
 all lost, each one alone kept, lost, torn and zeroed, and --mixes random ones. In each folder that comes out the program
 must load the newest checkpoint that was reported, or a newer one, with its own content, and save the next.
 The model is checked too: with all kept it must end with the folder that the process left.
+Then the way to a run (of linnet, beside SAVE_CHILD): each folder made for it is synced into its parent before the first
+checkpoint gets its name.
 --control forgets every fsync; it passes only if failures are found.
 """
 import argparse
 import codecs
 import hashlib
+import os
 import pathlib
 import random
 import re
@@ -194,6 +197,30 @@ class Disk:
             yield f"mix {n}", lambda o, fates=fates: fates[id(o)]
 
 
+def trace_of_a_run(lab, linnet):
+    """The calls of a short `linnet train` into a folder of a folder that is not there yet."""
+    config, log = lab.root / "run.toml", lab.root / "log"
+    config.write_text('data.name = "synthetic"\ndata.samples = 64\ndata.val = 8\ndata.image_size = 8\nmodel.name = "linear"\n'
+                      "train.epochs = 1\ntrain.batch_size = 16\noptimizer.lr = 0.01\n")
+    subprocess.run(["strace", "-f", "-y", "-qq", "-e", "signal=none", "-e", "trace=?mkdir,mkdirat,fsync,?rename,renameat,renameat2",
+                    "-o", log, linnet, "train", config, "--out", lab.root / "a/b/run"], capture_output=True, check=True,
+                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return log.read_text(errors="replace").split("\n")
+
+
+def unsynced_way(lines):
+    """The folders on the way to the first checkpoint that were made and not synced when it gets its name."""
+    made = set()
+    for line in lines:
+        if m := re.search(r'mkdir(?:at\(\d+<([^>]*)>, |\()"([^"]*)", \d+\)\s+= 0', line):
+            made.add(f"{m[1]}/{m[2]}" if m[1] else m[2])
+        elif m := re.search(r"fsync\(\d+<([^>]*)>\)\s+= 0", line):
+            made = {path for path in made if str(pathlib.PurePath(path).parent) != m[1]}
+        elif m := re.search(r'renameat\(\d+<([^>]*/checkpoints)>, "\.tmp-.*= 0', line):
+            return sorted(path for path in made if f"{m[1]}/".startswith(f"{path}/"))
+    return ["no checkpoint was published"]
+
+
 def write_tree(folder, found):
     shutil.rmtree(folder, ignore_errors=True)
     for path, content in sorted(found.items()):
@@ -247,6 +274,12 @@ def main():
                                 f"{run.stdout.decode()!r} {run.stderr.decode()[:300]}")
         if forget and failures:
             break
+    calls = trace_of_a_run(lab, child.with_name("linnet"))
+    seen.add("the way")
+    if way := unsynced_way([call for call in calls if not (forget and "fsync" in call)]):
+        failures.append(f"the way to a run: not synced: {way}")
+    elif forget:
+        failures = []  # the control must be found wrong there, too
     if not forget:
         left = {k: v for k, v in tree(read_disk(folder / "checkpoints"), None).items()}
         if tree(disk.root, lambda _: "kept") != left:
