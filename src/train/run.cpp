@@ -93,11 +93,11 @@ std::string Log::digest() const { return digest_->digest(); }
 
 void Log::cut(int64_t size) {
   if (size > size_)
-    fail(Exit::checkpoint,
-         "{} has {} bytes, and the checkpoint belongs to {}: lines of it were lost; put it back, or start a new run "
-         "from "
-         "the weights with `linnet fork`",
-         path_.string(), size_, size);
+    fail(
+        Exit::checkpoint,
+        "{} has {} bytes, and the checkpoint belongs to {}: lines of it were lost; put it back, or start anew from the "
+        "weights with `linnet fork`",
+        path_.string(), size_, size);
   if (uninterrupted([&] { return ::ftruncate(fd_, size); }) != 0)
     fail(Exit::checkpoint, "cannot cut {}: {}", path_.string(), std::generic_category().message(errno));
   size_ = size;
