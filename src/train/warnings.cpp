@@ -79,9 +79,9 @@ const std::vector<WarningEntry>& warning_table() {
       {"W21", "training", "more than half of the steps were clipped, after 100 steps",
        "Clipping has become the step size: a smaller optimizer.lr, or a larger optimizer.clip_norm"},
       {"W22", "training",
-       "more than 30 % of the weights go back in a step on what they did in the one before, five looks in a row; 60 % "
-       "where each step follows one noisy gradient (no full batch, no momentum or beta of 0.8, lion): half is chance "
-       "there. Not looked at under Lookahead, which goes back by design",
+       "more than 30 % of the weights go back in a step on what they did in the one before, five looks in a row; 45 % "
+       "with momentum and batches, 60 % where each step follows one noisy gradient (no momentum or beta of 0.8, lion): "
+       "half is chance there. Not looked at under Lookahead, which goes back by design",
        "The steps zigzag: optimizer.momentum = 0.9, a smaller optimizer.lr or a larger batch"},
       {"W23", "start",
        "a [[phase]] or a fork changes the momentum at the same lr, so that lr / (1 - momentum) jumps by 1.5 times or "
