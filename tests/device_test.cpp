@@ -126,6 +126,68 @@ TEST(Device, AFailureNamesTheStep) {
   EXPECT_EQ(message(Device::cuda), "[cuda] an illegal memory access was encountered (in step 4 or later, at most 6)");
 }
 
+// ---- train.verify_every: a step computed twice ----------------------------------------------------------------------
+
+// In one convolution of many a bit of its weights turns round, as in memory that errs.
+struct ErringMemory : ReferenceBackend {
+  int left;
+  explicit ErringMemory(int convolutions) : left(convolutions) {}
+  bool conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv, const Tensor* m) override {
+    if (left-- == 0) reinterpret_cast<uint32_t*>(w.data<float>())[3] ^= 1u << 12;
+    return ReferenceBackend::conv_forward(y, x, w, conv, m);
+  }
+};
+
+TEST(Verify, ABitThatTurnsRoundInAVerifiedStepEndsTheRun) {
+  Config config = tiny_config("plain20");
+  config.data.image_size = 8;
+  config.train.batch_size = 4;
+  config.train.verify_every = 2;
+  const RunData data = load_run_data(config);
+  const auto message = [&](int convolutions) {
+    ErringMemory backend(convolutions);
+    Trainer trainer(config, backend, data);
+    return error_of([&] { trainer.run({}, [&] { return trainer.global_step() == 4; }); });
+  };
+  constexpr int kStep = 19;  // convolutions; steps 1, 2 and 2 again, 3, 4 and 4 again
+  for (const int at : {kStep + 3, 2 * kStep + 3, 4 * kStep + 18, 5 * kStep})
+    EXPECT_NE(message(at).find("'master' differs: memory or a processor"), std::string::npos) << at << message(at);
+  EXPECT_NE(message(kStep).find("(in step 2)"), std::string::npos) << message(kStep);
+  EXPECT_EQ(message(100 * kStep), "no error");
+  EXPECT_EQ(message(3 * kStep + 3), "no error");  // step 3 is not verified: what it gives is taken
+}
+
+TEST(Verify, ChangesNothing) {
+  const auto hashes = [](int64_t every, const std::function<void(Config&)>& change) {
+    Config config = tiny_config("convnet");
+    change(config);
+    config.train.verify_every = every;
+    TinyRun run(config);
+    run.run();
+    std::string all = run.trainer.state_hash();
+    for (const Row& row : run.rows)
+      for (const auto& [name, value] : row.values) all += fmt::format(" {} {}", name, value);
+    return all;
+  };
+  const std::pair<const char*, std::function<void(Config&)>> cases[] = {
+      {"momentum", [](Config&) {}},
+      {"accumulation", [](Config& c) { c.train.accumulate = 2; }},
+      {"adam, averages, lookahead",
+       [](Config& c) {
+         c.optimizer = {.name = "adam", .form = "standard", .lr = 0.001};
+         c.ema.decay = 0.9;
+         c.lookahead.k = 2;
+       }},
+      {"skipped steps",
+       [](Config& c) {
+         c.optimizer.lr = 1e30;
+         c.train.on_nonfinite = "skip";
+       }},
+  };
+  for (const auto& [name, change] : cases)
+    for (const int64_t every : {1, 2}) EXPECT_EQ(hashes(0, change), hashes(every, change)) << name << every;
+}
+
 TEST(Device, MemoryHasNames) {
   MemoryAccount account;
   EXPECT_STREQ(MemoryFor::current(), "other things");

@@ -140,6 +140,7 @@ struct Config {
     std::string device = "auto";
     std::string on_nonfinite = "stop";
     int64_t max_skips = 10;
+    int64_t verify_every = 0;
     int64_t patience = 0;
     std::string stop_metric = "val/acc";
     std::string tta = "none";
@@ -602,6 +603,12 @@ void visit(C& c, F&& f) {
       .used_by_key = "train.on_nonfinite",
       .used_by = {"skip", "rewind"}},
     c.train.max_skips);
+  f(K{.name = "train.verify_every",
+      .doc = "every so many steps, one is computed twice and compared bit by bit: memory or a processor that errs ends "
+             "the run; 0: never",
+      .min = 0,
+      .max = 1e9},
+    c.train.verify_every);
   f(K{.name = "train.patience",
       .doc = "early stopping: epochs without a better stop_metric, then the best weights are restored; 0: off",
       .min = 0,

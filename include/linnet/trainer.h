@@ -225,6 +225,7 @@ class Trainer {
   int64_t images_of(int64_t in_epoch) const;
   void write_params();
   void compute(int64_t batches, int64_t images);
+  void verified_step();
   Sums take_sums();
   bool row_due(int64_t ahead) const;
   bool layers_due(int64_t ahead) const;

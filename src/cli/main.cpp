@@ -5,6 +5,9 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
 #include <new>
 
 #include "cli.h"
@@ -34,12 +37,28 @@ std::string printable(std::string_view message) {
   }
 }
 
+constexpr const char* kOutOfMemory = "error: out of memory; use a smaller train.batch_size or model\n";
+
+// Libraries allocate where nothing may throw (nlohmann's destructor, a thread's start). A run is whole at any instant,
+// so there the end is a message and the code for memory instead of SIGABRT; any other cause is a bug and aborts.
+[[noreturn]] void end_out_of_memory() noexcept {
+  try {
+    if (const std::exception_ptr e = std::current_exception()) std::rethrow_exception(e);
+  } catch (const std::bad_alloc&) {
+    [[maybe_unused]] const ssize_t n = ::write(STDERR_FILENO, kOutOfMemory, std::strlen(kOutOfMemory));
+    ::_exit(int(linnet::Exit::device));
+  } catch (...) {
+  }
+  std::abort();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   using namespace linnet;
   open_standard_streams();
   self_test();
+  std::set_terminate(end_out_of_memory);
   std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then a write error with a message, not a kill
   CLI::App app{
       "Linnet trains small convolutional networks on CIFAR-10.\n\n"
@@ -114,7 +133,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s%s\n", text.starts_with("error:") ? "" : "error: ", text.c_str());
     return int(e.exit);
   } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "error: out of memory; use a smaller train.batch_size or model\n");
+    std::fputs(kOutOfMemory, stderr);
     return int(Exit::device);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "error: %s\n", printable(e.what()).c_str());

@@ -721,6 +721,8 @@ class Reader {
          fmt::format("data.val = {} leaves no training image of data.samples = {}", c.data.val, c.data.samples));
     rule(root_, c.schedule.name != "plateau" || may_validate(c), {"schedule.name"},
          "the plateau schedule watches the validation images, and none are held out (data.val or data.val_share = 0)");
+    rule(root_, c.train.verify_every == 0 || c.train.deterministic, {"train.verify_every"},
+         "a step computed twice gives the same bits only with train.deterministic = true");
     rule(root_, c.train.patience == 0 || may_validate(c), {"train.patience"},
          "early stopping watches the validation images, and none are held out (data.val or data.val_share = 0)");
   }
@@ -907,7 +909,7 @@ bool is_safe_to_change(std::string_view key) {
                                                   "train.graph",     "data.path",
                                                   "log.interval",    "data.trusted",
                                                   "log.layers",      "log.probe",
-                                                  "log.tensorboard"};
+                                                  "log.tensorboard", "train.verify_every"};
   return key.starts_with("checkpoint.") || safe.contains(key);
 }
 

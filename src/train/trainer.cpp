@@ -207,6 +207,37 @@ void Trainer::step() {
   ++at_.in_epoch;
 }
 
+// A step computed twice from the same state. Where the bits differ the machine has erred, and nobody knows which of the
+// two is right: nothing of it may be saved, as after any fault of a device.
+void Trainer::verified_step() {
+  std::vector<std::pair<std::string, Tensor>> state = tensors();
+  state.insert(state.end(), {{"the step's result", step_memory_}, {"the sums of the loss", totals_}});
+  const auto read_all = [&] {
+    std::vector<std::string> all;
+    for (const auto& [name, tensor] : state) backend_.download(all.emplace_back(tensor.bytes(), 0).data(), tensor);
+    return all;
+  };
+  const Progress begin = at_;
+  const std::vector<std::string> before = read_all();
+  step();
+  const std::vector<std::string> once = read_all();
+  for (size_t i = 0; i < state.size(); ++i) backend_.upload(state[i].second, before[i].data());
+  updater_.restored(int(begin.phase), updater_.update_start());
+  at_ = begin;
+  step();
+  const std::vector<std::string> twice = read_all();
+  known_good_ = begin.step;
+  for (size_t i = 0; i < state.size(); ++i) {
+    if (once[i] == twice[i]) continue;
+    at_ = begin;
+    fail(Exit::device,
+         "[verify] the step was computed twice from the same state, and '{}' differs: memory or a processor of this "
+         "machine makes mistakes. Nothing of the step was saved; test the machine, then `linnet resume` goes on from "
+         "the last checkpoint",
+         state[i].first);
+  }
+}
+
 // One step, as a function of what step_memory_ says: nothing here may depend on host values that change per step.
 void Trainer::compute(int64_t batches, int64_t images) {
   Pool& pool = net_.pool();
@@ -371,7 +402,8 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
       if (stop()) return Outcome::interrupted;
       const bool due = row_due(1), layers = layers_due(1);
       if (due || layers || row_due(2)) dynamics_->before_step(at_.step);
-      step();
+      const int64_t every = config_.train.verify_every;
+      every > 0 && (at_.step + 1) % every == 0 ? verified_step() : step();
       for (Observer* o : observers) o->on_step(at_.step, at_.epoch);
       try {
         if (look_every_step || due || layers) check_result();

@@ -3,7 +3,7 @@
 
   determinism.py LINNET [--runs N] [--every K] [--seed S] [--control]
 
-D1: N runs. D2: OMP_NUM_THREADS from 1 to 16. D3: resumed from every K-th step of a run, each time with another number
+D1: N runs. D2: OMP_NUM_THREADS from 1 to 64. D3: resumed from every K-th step of a run, each time with another number
 of threads; every step saves, and all checkpoints but the one in question are taken away. --control: another seed, and
 a run that goes on from the weights of a step alone.
 """
@@ -13,7 +13,7 @@ import shutil
 
 from runs import VARIANTS, expect, main, parser, same, steps_of
 
-THREADS = [1, 2, 3, 4, 7, 16]
+THREADS = [1, 2, 3, 4, 7, 16, 64]
 
 
 def again(lab, name, threads, more=()):
