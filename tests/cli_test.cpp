@@ -459,6 +459,28 @@ TEST_F(Cli, ASignalStopsTheRunAndKeepsTheWeights) {
   }
 }
 
+// A handler would run on the stack of a thread that computes, and oneDNN's AVX2 code uses the stack's register for
+// other things: no signal has a handler, and every thread blocks them but the one that waits for them.
+TEST_F(Cli, NoThreadThatComputesIsInterrupted) {
+  const pid_t pid = start_long_run({});
+  const uint64_t stops = (1u << (SIGINT - 1)) | (1u << (SIGTERM - 1)) | (1u << (SIGHUP - 1));
+  int threads = 0, open = 0;
+  for (const auto& task : fs::directory_iterator("/proc/" + std::to_string(pid) + "/task")) {
+    const std::string status = read(task.path() / "status");
+    const auto mask = [&](const std::string& name) {
+      const size_t at = status.find(name + ":\t");
+      return at == status.npos ? 0 : std::stoull(status.substr(at + name.size() + 2, 16), nullptr, 16);
+    };
+    open += (mask("SigBlk") & stops) != stops;
+    EXPECT_EQ(mask("SigCgt") & stops, 0u) << status;
+    ++threads;
+  }
+  EXPECT_GE(threads, 2);
+  EXPECT_LE(open, 1);
+  kill(pid, SIGTERM);
+  EXPECT_EQ(wait(pid).code, 143);
+}
+
 // The first signal waits for the end of a step, or of an evaluation: here one of seconds. The second does not.
 TEST_F(Cli, ASecondSignalEndsItAtOnce) {
   const pid_t pid = start_long_run({"--set", "model.name=resnet20", "--set", "data.image_size=32", "--set",

@@ -67,6 +67,14 @@ TEST(RunLock, OneHolderAndAMessageThatNamesIt) {
   EXPECT_EQ(refusal(run.path()), "");  // the control: free again
 }
 
+// Who takes LOCK for the trace of a killed process removes it.
+TEST(RunLock, HoldsWithoutItsFile) {
+  const TempDir run;
+  const RunLock lock(run.path());
+  std::filesystem::remove(run / "LOCK");
+  EXPECT_NE(refusal(run.path()).find("is in use by "), std::string::npos);
+}
+
 TEST(RunLock, RacingPairs) {
   for (int round = 0; round < 40; ++round) {
     const TempDir run;

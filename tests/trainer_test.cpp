@@ -219,6 +219,37 @@ TEST(Trainer, StopsBetweenTwoSteps) {
   EXPECT_THROW(run.last("test"), Error);
 }
 
+// A step may be of many batches: it is given up, and what goes on from there comes to the same end.
+TEST(Trainer, AStepOfSeveralBatchesIsGivenUp) {
+  for (const char* rule : {"sgd", "nag"}) {
+    Config config = tiny_config("convnet");
+    config.optimizer.name = rule;
+    config.optimizer.form = rule == std::string("nag") ? "inside" : "accumulate";
+    config.train.batch_size = 8;
+    config.train.accumulate = 6;  // 12 batches, 2 steps an epoch
+    TinyRun whole(config), run(config);
+    whole.run();
+    for (const int asked : {3, 9, 14}) {  // between two batches of a step
+      const int64_t step = run.trainer.global_step();
+      const std::string before = run.trainer.state_hash();
+      int calls = 0;
+      EXPECT_EQ(run.run([&] { return ++calls == 3; }), Outcome::interrupted) << asked;
+      EXPECT_EQ(run.trainer.global_step(), step);
+      EXPECT_EQ(run.trainer.state_hash(), before) << rule;
+      run.run([&] { return run.trainer.global_step() > step; });
+    }
+    run.run();
+    EXPECT_EQ(run.trainer.state_hash(), whole.trainer.state_hash()) << rule;
+    ASSERT_EQ(run.rows.size(), whole.rows.size());
+    for (size_t i = 0; i < run.rows.size(); ++i)
+      for (size_t k = 0; k < run.rows[i].values.size(); ++k) {
+        const auto& [name, value] = run.rows[i].values[k];
+        const double other = whole.rows[i].values[k].second;
+        EXPECT_TRUE(value == other || (std::isnan(value) && std::isnan(other))) << rule << i << name << value << other;
+      }
+  }
+}
+
 TEST(Trainer, WithoutValidationImagesThereIsNoValidation) {
   Config config = tiny_config("linear");
   config.data.val = 0;

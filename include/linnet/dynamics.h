@@ -20,6 +20,7 @@ class Dynamics {
 
   // Before a step that will be looked at, and before the step that comes before it. `done`: steps so far.
   void before_step(int64_t done);
+  void take_back();  // the last before_step(): the step was given up
   // After that step, which had these parameters. gradient: Trainer::gradient(). `layers`: add_layers() will be called.
   void look(int64_t done, const StepParams&, std::vector<float> gradient, bool layers);
 

@@ -181,7 +181,8 @@ class Trainer {
   // `config` is complete (load_run_data has filled in mean and std).
   Trainer(const Config&, Backend&, const RunData&);
 
-  // Trains from where it stands to the end, or until `stop` returns true between two steps. Diverged when a step is bad
+  // Trains from where it stands to the end, or until `stop` returns true between two steps; on a CPU also between two
+  // batches of one, which is then as if it had not begun. Diverged when a step is bad
   // and train.on_nonfinite does not help. Afterwards, if it was not interrupted, the test set is read and its row
   // reported.
   Outcome run(
@@ -226,6 +227,7 @@ class Trainer {
   void write_params();
   void compute(int64_t batches, int64_t images);
   void verified_step();
+  void stoppable_compute(int64_t batches, int64_t images);
   Sums take_sums();
   bool row_due(int64_t ahead) const;
   bool layers_due(int64_t ahead) const;
@@ -260,6 +262,7 @@ class Trainer {
   Tensor one_;                    // where backward starts
   Tensor step_sums_, totals_;     // [2], [3] f64: of this step; since take_sums()
   Tensor best_, best_buffers_;    // of early stopping
+  std::vector<Tensor> begin_;     // where a step of several batches began: it may be given up
   std::vector<Prediction> test_predictions_;
   struct Repeated {
     int64_t eager = 0;  // how often it was run
@@ -267,6 +270,8 @@ class Trainer {
   };
   std::map<int64_t, Repeated> repeated_;  // steps of so many images
   int64_t known_good_ = 0;                // the last step after which the device has answered
+  std::function<bool()> stop_;            // asked between the batches of a step, too, while run() runs on a CPU
+  double images_before_ = 0;              // of this epoch, before a resume: not of this sitting's time
   Progress at_;
 };
 

@@ -36,7 +36,9 @@ int resume(const std::string& target, const TrainingOptions& o) {
   std::string changes, refused;
   for (const ConfigChange& c : differences(then, config)) {
     changes += fmt::format("{}: {} -> {}\n", c.key, c.from.empty() ? "none" : c.from, c.to.empty() ? "none" : c.to);
-    if (!is_safe_to_change(c.key)) refused += (refused.empty() ? "" : ", ") + c.key;
+    if (!is_safe_to_change(c.key))
+      refused += fmt::format("{}{} ({} -> {})", refused.empty() ? "" : ", ", c.key, c.from.empty() ? "none" : c.from,
+                             c.to.empty() ? "none" : c.to);
   }
   if (!refused.empty())
     fail(Exit::usage,
@@ -98,7 +100,8 @@ int fork_run(const ForkOptions& o) {
   RunFolder run(o.out.empty() ? new_run_dir(config) : fs::path(o.out), config, *at.backend, at.data);
   RunCheckpoints checkpoints(run, trainer);
   checkpoints.save_now(trainer);  // the run's first state: without it a resume would start from random weights
-  tell(fmt::format("{} from the weights {}\nrun: {}\n", config.model.name, weights, run.dir().string()));
+  tell(fmt::format("{} from the weights {}\nrun: {}\n", config.model.name, weights,
+                   escaped(run.dir().string(), std::string::npos)));
   return run_training(trainer, run, checkpoints, at, warnings, o);
 }
 

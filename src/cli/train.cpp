@@ -1,6 +1,7 @@
 // linnet train CONFIG
 #include "cli.h"
 #include "console.h"
+#include "linnet/text.h"
 #include "training.h"
 
 namespace linnet {
@@ -19,7 +20,7 @@ int train(const std::string& file, const TrainingOptions& o) {
   tell(fmt::format("{} on {}, {}: {} parameters; {} training, {} validation images; {} steps an epoch\nrun: {}\n",
                    config.model.name, at.backend->info().front().second, config.train.precision,
                    trainer.net().params().count(), at.data.train.size(), at.data.val.size(), trainer.steps_per_epoch(),
-                   run.dir().string()));
+                   escaped(run.dir().string(), std::string::npos)));
   return run_training(trainer, run, checkpoints, at, warnings, o);
 }
 

@@ -21,18 +21,6 @@ namespace linnet {
 
 namespace {
 
-volatile std::sig_atomic_t caught = 0;
-
-// The first signal asks the trainer to stop after this step; the second one ends the process at once.
-void on_signal(int signal) {
-  if (caught) _exit(128 + signal);
-  caught = signal;
-}
-
-void stop_on(int signal) {
-  if (std::signal(signal, on_signal) == SIG_IGN) std::signal(signal, SIG_IGN);  // nohup's wish holds
-}
-
 // "90", "90s", "15m", "1.5h" in seconds; 0: no limit.
 double seconds_of(const std::string& text) {
   if (text.empty()) return 0;
@@ -168,7 +156,8 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
     return limit > 0 && std::chrono::duration<double>(Clock::now() - started).count() > limit;
   };
 
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) stop_on(signal);
+  at.signals->begin();
+  const auto caught = [&] { return at.signals->caught(); };
   std::signal(SIGPIPE, SIG_IGN);  // `linnet train ... | head` must not lose the run
   const Config& config = trainer.config();
   Console console(config.train.epochs, trainer.steps_per_epoch(), config.train.batch_size, trainer.global_step());
@@ -194,14 +183,14 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
       observers.push_back(&tensorboard.emplace(run.dir(), trainer));
       if (trainer.global_step() == 0) tensorboard->add_samples(at.data.train);
     }
-    outcome = trainer.run(observers, [&] { return caught != 0 || out_of_time() || warnings.fatal(); });
+    outcome = trainer.run(observers, [&] { return caught() != 0 || out_of_time() || warnings.fatal(); });
     if (trace) trace->write();
     if (warnings.fatal()) {
       checkpoints.save_now(trainer);
       throw StrictError(Exit::diverged, warnings.reason());
     }
     if (outcome == Outcome::interrupted) {
-      reason = caught ? fmt::format("signal {}", int(caught)) : "--max-time";
+      reason = caught() ? fmt::format("signal {}", caught()) : "--max-time";
       checkpoints.save_now(trainer);
       run.finish("interrupted", trainer, reason);
     } else {
@@ -225,14 +214,16 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
     const bool lost = error && error->exit == Exit::device;
     run.fail_run(bad ? "diverged" : "failed", why, bad || lost ? nullptr : &trainer, step ? &*step : nullptr);
     if (diverged)
-      throw Diverged(fmt::format("{}\nwhat led to it: linnet autopsy {}", why, run.dir().string()), diverged->bad);
+      throw Diverged(
+          fmt::format("{}\nwhat led to it: linnet autopsy {}", why, escaped(run.dir().string(), std::string::npos)),
+          diverged->bad);
     throw;
   }
   console.clear();
   if (outcome == Outcome::interrupted) {
     tell(fmt::format("stopped by {} after step {}; go on with: linnet resume {}\n", reason, trainer.global_step(),
-                     run.dir().string()));
-    return 128 + (caught ? int(caught) : SIGTERM);
+                     escaped(run.dir().string(), std::string::npos)));
+    return 128 + (caught() ? caught() : SIGTERM);
   }
   if (o.json) {
     fmt::print("{}", run.summary());
@@ -251,7 +242,7 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
   for (const auto& [name, what] : others)
     if (!std::isnan(test[name])) fmt::print("              {:.2f} %  ({})\n", 100 * test[name], what);
   fmt::print("{}", fit_text(run.summary(), warnings));
-  fmt::print("run: {}\n", run.dir().string());
+  fmt::print("run: {}\n", escaped(run.dir().string(), std::string::npos));
   return int(Exit::ok);
 }
 

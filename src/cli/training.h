@@ -1,5 +1,6 @@
 // What train, resume and fork share: a run under signals, a time limit and a console.
 #pragma once
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -7,6 +8,7 @@
 #include "linnet/profile.h"
 #include "linnet/run.h"
 #include "linnet/warnings.h"
+#include "stop_signals.h"
 
 namespace CLI {
 class App;
@@ -32,6 +34,7 @@ struct TrainingOptions {
 // A backend and images for `config`, which gets the data's mean and deviation, and bf16 or f32 for precision = "auto";
 // both splits are read once.
 struct Workplace {
+  std::unique_ptr<StopSignals> signals = std::make_unique<StopSignals>();  // before any thread
   RunData data;  // before the backend has threads, or a GPU: pictures are decoded in processes that are forked
   std::unique_ptr<Backend> backend;
   std::shared_ptr<CallLog> spans;  // what the backend does, with --profile

@@ -71,6 +71,11 @@ void Dynamics::before_step(int64_t done) {
   newer_.done = done;
 }
 
+void Dynamics::take_back() {
+  std::swap(older_, newer_);
+  older_.done = -1;
+}
+
 std::string Dynamics::directions_between(const std::vector<float>& from, const std::vector<float>& to) const {
   std::string all;
   for (auto i = size_t(0); i < size_t(store_.flat().n_trainable); i += size_t(sample_stride_))

@@ -172,9 +172,11 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
   if (error)
     fail(Exit::checkpoint, "cannot create the run folder {}: {}; choose another with --out", dir.string(),
          error.message());
-  if (fs::exists(dir / "config.toml", error))
+  if (fs::exists(dir / "config.toml", error)) {
+    const RunLock free(dir);  // a run that goes on at this moment is told as that
     fail(Exit::usage, "there is a run in {} already: go on with it by `linnet resume`, or choose another with --out",
          dir.string());
+  }
   for (const auto& entry : fs::directory_iterator(dir))
     if (entry.path().filename() != "LOCK" && !is_left_over(entry.path()))  // of a run that was killed before it began
       fail(Exit::usage, "the run folder {} exists and is not empty; choose another with --out", dir.string());

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "linnet/run.h"
+#include "linnet/text.h"
 #include "linnet/weights.h"
 #include "src/core/json.h"
 
@@ -176,6 +177,9 @@ bool RunCheckpoints::load(Trainer& trainer) {
          "it "
          "back, or start a new run from the weights with `linnet fork`",
          origin);
+  for (const char* file : {"model", "optim"})
+    if (!found->tensors.contains(file))
+      fail(Exit::checkpoint, "{} has no {}.safetensors: it is not one that Linnet wrote for a run", origin, file);
   Backend& backend = trainer.net().backend();
   set_weights(backend, trainer.net().params(), found->tensors.at("model"), origin);
   const SafeTensors& optim = found->tensors.at("optim");
@@ -213,7 +217,7 @@ bool RunCheckpoints::load(Trainer& trainer) {
     const auto then = found->facts.find(key);
     if (then != found->facts.end() && then->second != value)
       notes_.push_back(
-          fmt::format("{} was {}, is {}: the run continues, but not bit for bit", key, then->second, value));
+          fmt::format("{} was {}, is {}: the run continues, but not bit for bit", key, escaped(then->second), value));
   }
   return true;
 }

@@ -71,13 +71,20 @@ std::string network_warning(const fs::path& run) {
 std::string lock_holder(const fs::path& run) { return holder(run / "LOCK").value_or(""); }
 
 RunLock::RunLock(const fs::path& run)
-    : fd_(uninterrupted(
+    : folder_(uninterrupted([&] { return ::open(run.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); })),
+      fd_(uninterrupted(
           [&] { return ::open((run / "LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666); })),
       warning_(network_warning(run)) {
   const fs::path path = run / "LOCK";
   if (fd_.get() < 0) throw FileError(Exit::checkpoint, errno, fmt::format("cannot open {}", path.string()));
-  if (uninterrupted([&] { return ::flock(fd_.get(), LOCK_EX | LOCK_NB); }) != 0) {
-    if (errno != EWOULDBLOCK) throw FileError(Exit::checkpoint, errno, fmt::format("cannot lock {}", path.string()));
+  const auto lock = [](const Fd& fd) {
+    return uninterrupted([&] { return ::flock(fd.get(), LOCK_EX | LOCK_NB); }) == 0;
+  };
+  // A file system that locks no folders leaves it at the file.
+  const bool folder_taken = folder_.get() >= 0 && !lock(folder_) && errno == EWOULDBLOCK;
+  if (folder_taken || !lock(fd_)) {
+    if (!folder_taken && errno != EWOULDBLOCK)
+      throw FileError(Exit::checkpoint, errno, fmt::format("cannot lock {}", path.string()));
     auto who = holder(path);
     for (int i = 0; i < 20 && !who; ++i, who = holder(path)) std::this_thread::sleep_for(std::chrono::milliseconds(10));
     fail(Exit::locked, "{} is in use by {}; wait for it, stop it, or choose another folder with --out", run.string(),

@@ -1,4 +1,5 @@
-// One process trains in a run folder: flock on RUN/LOCK. The kernel frees it however the process ends.
+// One process trains in a run folder: flock on RUN/LOCK, and on the folder itself, since somebody may remove LOCK for a
+// stale one. The kernel frees both however the process ends.
 #pragma once
 #include <filesystem>
 #include <string>
@@ -19,7 +20,7 @@ class RunLock {
   const std::string& warning() const { return warning_; }
 
  private:
-  Fd fd_;
+  Fd folder_, fd_;
   std::string warning_;
 };
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "kernels/rng.h"
 #include "linnet/optimizer.h"
@@ -57,6 +58,15 @@ std::vector<TensorLook> look_at_weights(Backend& backend, ParamStore& store) {
   for (const Param* p : store.params()) all.push_back(look_at(backend, p->master, "weight " + p->name));
   for (const Buffer& b : store.buffers()) all.push_back(look_at(backend, b.value, b.name));
   return all;
+}
+
+// A step that was given up between two of its batches.
+struct GivenUp {};
+
+Tensor room_for(Backend& backend, const Tensor& like) {
+  Tensor t(backend.allocate(like.bytes()), like.shape(), like.dtype());
+  backend.copy(t, like);
+  return t;
 }
 
 Augment augment_of(const Config& config) {
@@ -117,15 +127,10 @@ Trainer::Trainer(const Config& config, Backend& backend, const RunData& data)
   step_sums_ = net_.pool().zeros({2}, DType::f64);
   loss_ = net_.pool().zeros({1}, DType::f32);
   totals_ = net_.pool().zeros({3}, DType::f64);
-  const auto room = [&](const Tensor& like) {
-    Tensor t(backend.allocate(like.bytes()), like.shape(), like.dtype());
-    backend.copy(t, like);
-    return t;
-  };
   dynamics_.emplace(backend, net_.params(), updater_, config.log.probe);
   if (config.train.patience > 0) {
-    best_ = room(net_.params().flat().master);
-    best_buffers_ = room(net_.params().flat().buffers);
+    best_ = room_for(backend, net_.params().flat().master);
+    best_buffers_ = room_for(backend, net_.params().flat().buffers);
   }
   enter_phase(0, true);
   begin_epoch();
@@ -196,7 +201,9 @@ void Trainer::step() {
   // Two eager steps fill the pool and the plan caches; from then on a step is one captured graph. An epoch's last,
   // smaller step gets one of its own.
   Repeated& r = repeated_[images];
-  if (config_.train.graph && r.eager >= 2) {
+  if (batches > 1 && stop_) {
+    stoppable_compute(batches, images);
+  } else if (config_.train.graph && r.eager >= 2) {
     if (!r.replay) r.replay = backend_.capture([this, batches, images] { compute(batches, images); });
     r.replay->run();
   } else {
@@ -205,6 +212,22 @@ void Trainer::step() {
   }
   ++at_.step;
   ++at_.in_epoch;
+}
+
+// With many batches a step takes minutes, and a signal's sender does not wait that long. All that a step changes before
+// its update are the running statistics and, where its rule looks ahead (Nesterov), the weights and a slot.
+void Trainer::stoppable_compute(int64_t batches, int64_t images) {
+  const Flat& flat = net_.params().flat();
+  const Tensor changed[] = {flat.master, flat.buffers, flat.slots};
+  if (begin_.empty())
+    for (const Tensor& t : changed) begin_.push_back(room_for(backend_, t));
+  for (size_t i = 0; i < begin_.size(); ++i) backend_.copy(begin_[i], changed[i]);
+  try {
+    compute(batches, images);
+  } catch (const GivenUp&) {
+    for (size_t i = 0; i < begin_.size(); ++i) backend_.copy(changed[i], begin_[i]);
+    throw;
+  }
 }
 
 // A step computed twice from the same state. Where the bits differ the machine has erred, and nobody knows which of the
@@ -245,6 +268,7 @@ void Trainer::compute(int64_t batches, int64_t images) {
   updater_.before_forward(step_memory_);
   tape_.begin_step();
   for (int64_t b = 0; b < batches; ++b) {
+    if (b > 0 && stop_ && stop_()) throw GivenUp{};
     batch_of_step_ = b;
     const int64_t offset = b * config_.train.batch_size, count = std::min(config_.train.batch_size, images - offset);
     batch_ = pool.empty({count, data_.train.height, data_.train.width, data_.train.channels}, net_.type());
@@ -370,9 +394,13 @@ std::vector<StepTrace> Trainer::last_steps() {
 // A GPU fails behind the host's back: what is known is the last step after which it has answered.
 Outcome Trainer::run(const std::vector<Observer*>& observers, const std::function<bool()>& stop) {
   known_good_ = at_.step;
+  if (backend_.device() == Device::cpu) stop_ = stop;  // a captured graph asks nobody
   try {
-    return run_steps(observers, stop);
+    const Outcome outcome = run_steps(observers, stop);
+    stop_ = {};
+    return outcome;
   } catch (const Error& e) {
+    stop_ = {};
     if (e.exit != Exit::device) throw;
     fail(Exit::device, "{} (in step {}{})", e.what(), known_good_ + 1,
          at_.step > known_good_ ? fmt::format(" or later, at most {}", at_.step + 1) : "");
@@ -403,7 +431,12 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
       const bool due = row_due(1), layers = layers_due(1);
       if (due || layers || row_due(2)) dynamics_->before_step(at_.step);
       const int64_t every = config_.train.verify_every;
-      every > 0 && (at_.step + 1) % every == 0 ? verified_step() : step();
+      try {
+        every > 0 && (at_.step + 1) % every == 0 ? verified_step() : step();
+      } catch (const GivenUp&) {
+        if (due || layers || row_due(2)) dynamics_->take_back();
+        return Outcome::interrupted;
+      }
       for (Observer* o : observers) o->on_step(at_.step, at_.epoch);
       try {
         if (look_every_step || due || layers) check_result();
@@ -479,7 +512,7 @@ Row Trainer::step_row(double seconds) {
 Row Trainer::epoch_row(double seconds) {
   Row row{.kind = "epoch"};
   row.values = {{"train/loss", at_.epoch_sums.mean_loss()}, {"train/acc", at_.epoch_sums.mean_correct()}};
-  row.img_per_s = at_.epoch_sums.images / seconds;
+  row.img_per_s = (at_.epoch_sums.images - std::exchange(images_before_, 0)) / seconds;
   const auto measure = [&](const char* loss, const char* acc) {
     const Accuracy val = net_.evaluate(*val_, config_.train.eval_batch_size, data_.train.classes);
     if (!std::isfinite(val.loss))
@@ -600,6 +633,7 @@ void Trainer::restore(const Progress& p) {
         "{} steps, the config {} phases",
         p.step, p.in_epoch, p.epoch, p.phase, steps_per_epoch_, config_.phases.size());
   at_ = p;
+  images_before_ = p.epoch_sums.images;
   updater_.restored(int(p.phase), p.update_start);
   enter_phase(p.phase, true);
   if (plateau_) plateau_->restore(p.plateau);
