@@ -102,8 +102,17 @@ TEST(Autopsy, APoisonedInputIsSeen) {
 TEST(Autopsy, DamagedFilesAreErrors) {
   for (const char* text : {"", "{}", "[]", R"({"step":"x","epoch":0,"loss":1,"where":"","samples":[]})",
                            R"({"step":1,"epoch":0,"loss":1,"where":"","samples":[],"steps":[{}]})",
-                           R"({"step":1,"epoch":0,"loss":1,"where":"","samples":[],"tensors":3})"})
+                           R"({"step":1,"epoch":0,"loss":1,"where":"","samples":[],"tensors":3})", R"({"step":1,)"}) {
     EXPECT_THROW(parse_bad_step(text, "test"), Error) << text;
+    try {
+      parse_bad_step(text, "test");
+    } catch (const Error& e) {
+      const std::string message = e.what();
+      EXPECT_TRUE(message.starts_with("test: expected ")) << message;
+      EXPECT_NE(message.find("summary.json"), message.npos) << message;
+      EXPECT_EQ(message.find("exception"), message.npos) << message;
+    }
+  }
 }
 
 }  // namespace

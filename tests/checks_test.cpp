@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cctype>
+#include <sstream>
+
 #include "linnet/optimizer.h"
 #include "tiny_run.h"
 
@@ -144,12 +147,30 @@ TEST_F(Checks, ADetachedLayerIsNamed) {
 
 TEST_F(Checks, AWrongGradientIsNamed) { expect(fail, "gradient", config("wrong_gradient"), "conv1.weight"); }
 
-TEST_F(Checks, AFirstLossFarFromChanceIsSeen) { expect(fail, "loss", config("wild_start"), "far from chance"); }
+// Each fault of the loss with its own cure, and no other.
+void expect_advice(const CheckResult& r, const std::string& part, const std::vector<std::string>& others) {
+  EXPECT_NE(r.advice.find(part), r.advice.npos) << r.advice;
+  for (const std::string& other : others) EXPECT_EQ(r.advice.find(other), r.advice.npos) << r.advice;
+}
+
+TEST_F(Checks, AFirstLossFarFromChanceIsSeen) {
+  expect(fail, "loss", config("wild_start"), "far from chance");
+  Config c = config("wild_start");
+  c.optimizer.lr = 1e-3;
+  expect_advice(run("loss", c), "smaller first weights", {"clip_norm", "multiply"});
+}
 
 TEST_F(Checks, ALearningRateOf100IsSeen) {
   Config c = config();
   c.optimizer.lr = 100;
   expect(fail, "loss", c);
+  const CheckResult loss = run("loss", c);
+  expect_advice(loss, "optimizer.clip_norm = 1", {"first weights", "multiply"});
+  // Rounded: no number has more than 6 digits in a row.
+  for (size_t at = 0, digits = 0; at < loss.text.size(); ++at) {
+    digits = std::isdigit(static_cast<unsigned char>(loss.text[at])) ? digits + 1 : 0;
+    EXPECT_LE(digits, 6u) << loss.text;
+  }
   expect(fail, "updates", c, "linear");
   expect(fail, "overfit", c);
 }
@@ -158,12 +179,56 @@ TEST_F(Checks, ALearningRateOfNothingIsFlat) {
   Config c = config();
   c.optimizer.lr = 1e-9;
   expect(fail, "loss", c, "flat");
+  expect_advice(run("loss", c), "multiply optimizer.lr", {"first weights", "clip_norm"});
 }
 
 TEST_F(Checks, ShuffledLabelsTeachNothing) {
   expect(fail, "labels", config(), "teach nothing", [](RunData& data) {
     for (size_t i = 0; i < data.train.labels.size(); ++i) data.train.labels[i] = int32_t((i * 2654435761u >> 7) % 10);
   });
+}
+
+// One image in 15 shows its class: more than chance, and less than 4 sigma of it.
+TEST_F(Checks, AccuraciesNearChanceAreSkipped) {
+  expect(CheckResult::Verdict::skipped, "labels", config(), "too few images to tell", [](RunData& data) {
+    for (size_t i = 0; i < data.train.labels.size(); ++i)
+      if (i % 15 != 0) data.train.labels[i] = int32_t((i * 2654435761u >> 7) % 10);
+  });
+}
+
+// Few pictures that say little of their class: 100 steps are not enough, and it is the user's first config.
+TEST_F(Checks, TheSmokeTestPasses) {
+  Config c = load_config("configs/smoke.toml", {"data.samples=1400", "data.image_size=16"});  // and faster
+  const RunData data = load_run_data(c);
+  const CheckResult r = entry("labels").run({c, *backend_, data, {}});
+  EXPECT_EQ(r.verdict, pass) << r.text;
+  EXPECT_NE(r.text.find("after 400 steps"), r.text.npos) << r.text;
+}
+
+TEST(Pictures, FitTheTerminalAndHaveColoursWhereTheyAreWanted) {
+  const std::vector<std::vector<uint8_t>> images(8, std::vector<uint8_t>(32 * 32 * 3, 255));
+  const auto lines_of = [&](int columns) {
+    std::vector<std::string> lines;
+    std::istringstream text(draw_images(images, 32, 32, {.columns = columns}, true));
+    for (std::string line; std::getline(text, line);) lines.push_back(line);
+    return lines;
+  };
+  for (const int columns : {1, 11, 28, 78, 200})
+    for (const std::string& line : lines_of(columns)) EXPECT_LE(line.size(), size_t(columns));
+  const std::string image(18, '@'), row = image + " " + image + " " + image + " " + image;
+  const std::vector<std::string> wide = lines_of(78);
+  ASSERT_EQ(wide.size(), 9u + 1 + 9);  // two rows of four
+  EXPECT_EQ(wide[0], row);
+  EXPECT_EQ(wide[9], "");
+  EXPECT_EQ(wide[18], row);
+  const Terminal utf8{.columns = 78, .utf8 = true};
+  EXPECT_NE(draw_images(images, 32, 32, utf8, true).find("\x1b[38;2;255;255;255;"), std::string::npos);
+  EXPECT_EQ(draw_images(images, 32, 32, utf8, false), draw_images(images, 32, 32, {.columns = 78}, true));
+}
+
+TEST_F(Checks, LogarithmicBarsSayIt) {
+  for (const char* check : {"flow", "updates", "gradient"})
+    EXPECT_NE(run(check, config()).picture.find("logarithmic"), std::string::npos) << check;
 }
 
 TEST_F(Checks, StatisticsThatAreNotUsedAreSeen) { expect(fail, "eval", config("stale_statistics")); }

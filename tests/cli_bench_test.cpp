@@ -67,7 +67,16 @@ TEST(Bench, OptimizersKeepAndMoveWhatTheySay) {
       if (row["optimizer"] == name) return row;
     return json();
   };
-  EXPECT_EQ(j["optimizers"].size(), 11u);
+  EXPECT_EQ(j["optimizers"].size(), 14u);
+  EXPECT_EQ(of("sgd")["state_words"], 1);
+  EXPECT_EQ(of("sgd, plain")["state_words"], 0);
+  EXPECT_EQ(of("rmsprop, centered")["state_words"], 2);
+  EXPECT_EQ(of("amsgrad")["state_words"], 3);
+  const Ended text = run_in_shell("bench optimizers --model mlp --batch 4 --seconds 0.05 --threads 2");
+  for (const char* part : {"nag's 4 more", "muon: its time"}) expect_has(text.out, part);
+  const Ended none = run_in_shell("bench --seconds 0");
+  EXPECT_EQ(none.code, 2);
+  expect_has(none.out, "--seconds: expected a number above 0, got '0'\n");
   EXPECT_EQ(of("sgdw")["state_mb"], 0);
   EXPECT_EQ(of("adam")["state_words"], 2);
   // Padding aside, two words of four bytes a weight.

@@ -1,6 +1,7 @@
 // `linnet lr-find` and `play`, as a person runs them.
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "cli_run.h"
 #include "temp_dir.h"
@@ -37,6 +38,19 @@ TEST_F(Lab, LrFindComparesBatchSizesAndOptimizers) {
   EXPECT_EQ(run_in_shell("lr-find " + config() + " --batch 1000").code, 2);
 }
 
+TEST_F(Lab, LrFindAdvisesNothingWhereNothingFell) {
+  const std::string high = "lr-find " + config() + " --steps 12 --seeds 2 --from 1e3 --to 1e8";
+  const Ended e = run_in_shell(high);
+  EXPECT_EQ(e.code, 0) << e.out;
+  expect_has(e.out, "the loss rises from the first rates on");
+  expect_has(e.out, "No rate follows");
+  EXPECT_EQ(e.out.find("worth a try"), e.out.npos) << e.out;
+  const json j = json::parse(run_in_shell(high + " --json").out)[0];
+  EXPECT_TRUE(j["from"].is_null() && j["steepest"].is_null() && j["to"].is_null()) << j;
+  expect_has(j["doubt"], "the loss rises");
+  EXPECT_EQ(run_in_shell("lr-find " + config() + " --to inf").code, 2);
+}
+
 TEST_F(Lab, OnlyADrawingOfItsKindIsReplaced) {
   const std::string mine = (dir_ / "mine").string(), svg = (dir_ / "s.svg").string();
   std::ofstream(mine) << "my own work";
@@ -70,6 +84,86 @@ TEST_F(Lab, PlayDrawsAndCounts) {
   EXPECT_EQ(run_in_shell("play bowl --optimizer sgd --start 1").code, 2);
 }
 
+TEST_F(Lab, PlayRefusesWhatItWouldHaveToGuess) {
+  for (const char* bad : {"''", ":lr=1", "sgd:", "sgd:lr", "sgd:lr=", "sgd:=1", "sgd::lr=1", "sgd:lr=0.1:lr=0.2",
+                          "sgd:name=adam", "sgd --start=nan,1", "sgd --start=inf,1", "sgd --grid=0.1,nan"}) {
+    const Ended e = run_in_shell(std::string("play bowl --steps 3 --optimizer ") + bad);
+    EXPECT_EQ(e.code, 2) << bad << e.out;
+    expect_has(e.out, "expected ");
+  }
+  const std::string svg = (dir_ / "x.svg").string(), same = (dir_ / "./x.svg").string();
+  EXPECT_EQ(run_in_shell("play bowl --steps 3 --optimizer sgd --svg '" + svg + "' -o '" + same + "'").code, 2);
+  EXPECT_FALSE(std::filesystem::exists(svg));
+  EXPECT_EQ(run_in_shell("play bowl --steps 3 --optimizer adam:lr=0.1:betas=[0.9,0.99]").code, 0);
+}
+
+TEST_F(Lab, AFileThatCannotBeWrittenIsSeenBeforeTheWork) {
+  const std::string gone = (dir_ / "gone" / "a.svg").string();
+  for (const std::string& verb :
+       {"lr-find " + config() + " --steps 10 --seeds 1 --svg ", std::string("play bowl --optimizer sgd --svg "),
+        std::string("play bowl --optimizer sgd -o ")}) {
+    const Ended e = run_in_shell(verb + "'" + gone + "'");
+    EXPECT_EQ(e.code, 4) << verb << e.out;
+    for (const char* work : {"done", "steps to"}) EXPECT_EQ(e.out.find(work), e.out.npos) << e.out;
+  }
+}
+
+TEST_F(Lab, PlaysPageCoversAllStepsAndDrawsAGridOnce) {
+  const std::string page = (dir_ / "p.html").string();
+  const Ended e = run_in_shell(
+      "play ravine --steps 20001 --optimizer sgd:lr=1e-6 --optimizer sgd:lr=2e-6 --optimizer sgd:lr=1:momentum=0 "
+      "--json -o '" +
+      page + "'");
+  ASSERT_EQ(e.code, 0) << e.out;
+  const std::string html = read(page);
+  const auto points_of = [&](size_t from) {
+    const size_t at = html.find("points=\"", html.find("class=\"way\"", from)) + 8;
+    std::vector<std::string> all;
+    std::istringstream in(html.substr(at, html.find('"', at) - at));
+    for (std::string one; in >> one;) all.push_back(one);
+    return all;
+  };
+  const std::vector<std::string> points = points_of(0);
+  ASSERT_EQ(points.size(), 2001u);
+  EXPECT_EQ(points.front(), "648.0,80.0");  // (4, 2) of -5 to 5 and -3 to 3
+  const json path = json::parse(e.out)["optimizers"][0]["path"];
+  double x = 0, y = 0;
+  ASSERT_EQ(std::sscanf(points.back().c_str(), "%lf,%lf", &x, &y), 2);
+  EXPECT_NEAR(x, 72 * (5 + path[20001][0].get<double>()), 0.06);
+  EXPECT_NEAR(y, 80 * (3 - path[20001][1].get<double>()), 0.06);
+  ASSERT_EQ(std::sscanf(points[1000].c_str(), "%lf,%lf", &x, &y), 2);
+  EXPECT_NEAR(y, 80 * (3 - path[10000][1].get<double>()), 0.06);  // floor(1000 * 20001 / 2000)
+  for (const char* part : {"data-steps=\"20001\"", "max=\"2000\"", "<title>minimum</title>", "<title>start</title>",
+                           ">w1</text>", ">-4</text>"})
+    expect_has(html, part);
+  size_t grids = 0;
+  for (size_t at = 0; (at = html.find("<h3>", at)) != html.npos; ++at) ++grids;
+  EXPECT_EQ(grids, 2u);  // sgd, sgd:momentum=0
+}
+
+TEST_F(Lab, FurtherWaysAreDashedAndNamedBelow) {
+  const std::string svg = (dir_ / "many.svg").string();
+  std::string verb = "play bowl --steps 20 --svg '" + svg + "'";
+  for (int k = 1; k <= 40; ++k) verb += " --optimizer sgd:lr=0.0" + std::to_string(k);
+  ASSERT_EQ(run_in_shell(verb).code, 0);
+  const std::string drawn = read(svg);
+  std::set<std::string> looks;
+  for (size_t at = 0; (at = drawn.find("class=\"way\" ", at)) != drawn.npos; ++at)
+    looks.insert(drawn.substr(at, drawn.find(" points", at) - at));
+  EXPECT_EQ(looks.size(), 40u);
+  const size_t box = drawn.find("viewBox=\"") + 9;
+  double left = 0, top = 0, width = 0, height = 0;
+  ASSERT_EQ(std::sscanf(drawn.c_str() + box, "%lf %lf %lf %lf", &left, &top, &width, &height), 4);
+  for (int k = 1; k <= 40; ++k) {
+    const size_t name = drawn.find(">sgd:lr=0.0" + std::to_string(k) + "</text>");
+    ASSERT_NE(name, drawn.npos);
+    double y = 0;
+    ASSERT_EQ(std::sscanf(drawn.c_str() + drawn.rfind("y=\"", name), "y=\"%lf", &y), 1);
+    EXPECT_GT(y, 480);  // below the field
+    EXPECT_LT(y, top + height);
+  }
+}
+
 TEST_F(Lab, NoiseFollowsTheLawAndAdviceHasReasons) {
   const std::string few = " --batch 8,16 --samples 8 --steps 3 --json";
   const Ended e = run_in_shell("noise " + config() + few);
@@ -86,6 +180,19 @@ TEST_F(Lab, NoiseFollowsTheLawAndAdviceHasReasons) {
     return json();
   };
   EXPECT_EQ(of("optimizer.momentum")["advised"], "0.9");
+  // The rate follows from the range test alone, whatever the noise is measured with.
+  const Ended more =
+      run_in_shell("advise " + config() + " --batch 8 --samples 20 --steps 9 --json --set optimizer.momentum=0");
+  ASSERT_EQ(more.code, 0) << more.out;
+  const json lr = json::parse(a.out.substr(a.out.find('{')))["lr"];
+  EXPECT_EQ(json::parse(more.out.substr(more.out.find('{')))["lr"], lr);
+  expect_has(of("optimizer.lr")["reason"], "3 seeds");
+  if (!lr["doubt"].is_null()) {
+    EXPECT_EQ(of("optimizer.lr")["advised"], of("optimizer.lr")["now"]);
+    expect_has(of("optimizer.lr")["reason"], lr["doubt"]);
+  } else {
+    expect_has(of("optimizer.lr")["reason"], "ten times");
+  }
   EXPECT_EQ(run_in_shell("noise " + config() + " --batch 300").code, 2);
 }
 
@@ -93,13 +200,34 @@ TEST_F(Lab, LandscapeOfARun) {
   const std::string run = (dir_ / "run").string(), page = (dir_ / "s.html").string();
   const Ended t = run_in_shell("train " + config() + " --epochs 1 --out '" + run + "' --set log.tensorboard=false");
   ASSERT_EQ(t.code, 0) << t.out;
-  const Ended e = run_in_shell("landscape '" + run + "' --images 32 --points 3 --hessian 3 --json -o '" + page + "'");
+  const std::string few = "landscape '" + run + "' --images 32 --points 3 ";
+  const Ended e = run_in_shell(few + "--hessian 3 --json -o '" + page + "'");
   ASSERT_EQ(e.code, 0) << e.out;
-  const json j = json::parse(e.out);
+  expect_has(e.out, "20 losses and at most 6 gradients of 32 images: about ");  // on stderr
+  const json j = json::parse(e.out.substr(e.out.find('{')));
   EXPECT_EQ(j["grid"].size(), 3u);
   EXPECT_EQ(j["grid"][1][1], j["loss"]);  // the middle is the net itself
   EXPECT_EQ(j["line"]["loss"][2], j["loss"]);
-  expect_has(read(page), "<h2>Two directions</h2>");
+  for (const char* part : {"<h2>Two directions</h2>", " at most.</p>\n<p>largest eigenvalue", "<g class=\"scale\">"})
+    expect_has(read(page), part);
+  const Ended unsettled = run_in_shell(few + "--hessian 1");
+  expect_has(unsettled.out, "not settled after 1 power iterations");
+  EXPECT_EQ(unsettled.out.find("stable below"), std::string::npos) << unsettled.out;
+
+  // Told before the work.
+  for (const char* place : {"/nonexistent/x.html", "/proc/x.html"}) {
+    const Ended late = run_in_shell(few + "-o " + place);
+    EXPECT_EQ(late.code, 4) << late.out;
+    EXPECT_TRUE(late.out.starts_with("error: cannot write ")) << late.out;
+  }
+  for (const char* wrong : {"--span -1", "--radius 0", "--span nan"}) {
+    const Ended usage = run_in_shell(few + wrong);
+    EXPECT_EQ(usage.code, 2);
+    expect_has(usage.out, ": expected a number above 0, got '");
+  }
+  const Ended toml = run_in_shell("landscape '" + run + "/config.toml'");
+  EXPECT_EQ(toml.code, 2);
+  expect_has(toml.out, "config.toml: expected the folder of a run, or a .safetensors file of weights");
 }
 
 // A learning rate of 1e4: the message points to the autopsy, which needs nothing but the run's folder.
@@ -130,6 +258,7 @@ TEST_F(Lab, AutopsyOfADivergedRun) {
   EXPECT_EQ(run_in_shell("autopsy '" + run + "' -o '" + other + "'").code, 2);
   EXPECT_EQ(read(other), "a page of mine");
   EXPECT_EQ(run_in_shell("autopsy '" + dir_.path().string() + "'").code, 2);
+  EXPECT_EQ(run_in_shell("autopsy '" + run + "' -o /nonexistent/x.html").code, 4);
 }
 
 TEST_F(Lab, AutopsyOfAPoisonedInput) {

@@ -189,7 +189,7 @@ TEST_F(CliSchedule, BadInput) {
   expect_refused(config("train.accumulate_tail = 'drop'\n") + " --set train.accumulate=31", 2,
                  "960 training images do not fill the 31 batches of a step");
   expect_refused(config("") + " --steps-per-epoch 0", 2, "--steps-per-epoch");
-  expect_refused(config("") + " --svg '" + (dir_ / "no/such/folder.svg").string() + "'", 1, "folder.svg");
+  expect_refused(config("") + " --svg '" + (dir_ / "no/such/folder.svg").string() + "'", 4, "folder.svg");
 }
 
 }  // namespace

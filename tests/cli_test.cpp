@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
@@ -41,6 +42,7 @@ class Cli : public testing::Test {
     setenv("XDG_CACHE_HOME", (dir_ / "home").c_str(), 1);
     setenv("LINNET_RUNS", (dir_ / "runs").c_str(), 1);
     setenv("TERM", term, 1);
+    for (const auto& [name, value] : env_) setenv(name.c_str(), value.c_str(), 1);
     std::vector<char*> argv = {const_cast<char*>("linnet")};
     for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
     argv.push_back(nullptr);
@@ -108,6 +110,7 @@ class Cli : public testing::Test {
   }
 
   TempDir dir_;
+  std::map<std::string, std::string> env_;  // of the programs, beside what exec() sets
   const std::string exe_ = fs::absolute(LINNET_EXE).string();
 };
 
@@ -440,6 +443,16 @@ TEST_F(Cli, ADumbTerminalIsTreatedLikeAPipe) {
   expect_has(screen, "epoch 2/2");
 }
 
+TEST_F(Cli, NoColorIsHeeded) {
+  const Args check = {"check", config(), "--only", "batch"};
+  env_ = {{"LC_ALL", "C.UTF-8"}, {"NO_COLOR", ""}};  // empty is as if it were not there
+  expect_has(on_terminal(check, 120, "xterm"), "\x1b[38;2;");
+  env_["NO_COLOR"] = "1";
+  const std::string screen = on_terminal(check, 120, "xterm");
+  EXPECT_EQ(screen.find('\x1b'), screen.npos) << screen;
+  expect_has(screen, "batch: PASS");
+}
+
 // ---- Signals
 // -----------------------------------------------------------------------------------------------------------
 
@@ -479,6 +492,34 @@ TEST_F(Cli, NoThreadThatComputesIsInterrupted) {
   EXPECT_LE(open, 1);
   kill(pid, SIGTERM);
   EXPECT_EQ(wait(pid).code, 143);
+}
+
+TEST_F(Cli, ACheckThatIsStoppedLeavesNoFiles) {
+  const fs::path tmp = dir_ / "tmp";
+  fs::create_directory(tmp);
+  env_["TMPDIR"] = tmp;
+  const Args check = {"check", config(),         "--only", "resume", "--set", "model.name=resnet20",
+                      "--set", "train.epochs=20"};
+  for (const auto& [signal, code] : {std::pair{SIGINT, 130}, {SIGTERM, 143}}) {
+    const pid_t pid = start(check);
+    const auto training = [&] {
+      for (const auto& entry : fs::directory_iterator(tmp))
+        if (fs::exists(entry.path() / "straight")) return true;
+      return false;
+    };
+    for (const Clock::time_point begin = Clock::now(); !training() && seconds_since(begin) < 60;)
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    EXPECT_FALSE(fs::is_empty(tmp));
+    kill(pid, signal);
+    EXPECT_EQ(wait(pid).code, code);
+    EXPECT_TRUE(fs::is_empty(tmp));
+    fs::remove_all(tmp);
+    fs::create_directory(tmp);
+  }
+  env_["TMPDIR"] = "/nonexistent";
+  const Ended ended = linnet(check);
+  EXPECT_EQ(ended.code, 4);
+  expect_has(ended.err, "TMPDIR is /nonexistent: expected a folder");
 }
 
 // The first signal waits for the end of a step, or of an evaluation: here one of seconds. The second does not.

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "linnet/optimizer.h"
+#include "tests/golden.h"
 
 namespace linnet {
 namespace {
@@ -28,8 +29,8 @@ OptimizerConfig with(const std::string& name, double lr, double momentum = 0) {
   return o;
 }
 
-json golden(const char* name) {
-  const auto path = std::filesystem::path(__FILE__).parent_path() / "golden" / "goldens.json";
+json worked(const char* name) {
+  const auto path = golden("goldens.json");
   return json::parse(std::ifstream(path)).at(name).at("correct");
 }
 
@@ -50,7 +51,7 @@ TEST(Landscapes, GradientsAreThoseOfTheFunction) {
 }
 
 TEST(Landscapes, TheRavineTakesTheStepsOfTheSpecification) {
-  const json want = golden("s004_ravine_iters");
+  const json want = worked("s004_ravine_iters");
   const auto steps = [&](const OptimizerConfig& o) { return walk(land("ravine"), o, 1000).converged; };
   EXPECT_EQ(steps(with("sgd", 0.05)), want["gd_lr0.05"]);
   EXPECT_EQ(steps(with("sgd", 0.09)), want["gd_lr0.09"]);
@@ -64,8 +65,31 @@ TEST(Landscapes, TheRavineTakesTheStepsOfTheSpecification) {
   EXPECT_EQ(steps(with("adam", 0.1)), want["adam_lr0.1"]);
 }
 
+TEST(Landscapes, MinimaAreLowestAndFlat) {
+  for (const Landscape& l : landscapes())
+    for (const std::vector<double>& w : l.minima) {
+      EXPECT_NEAR(l.f(w), l.lowest, 1e-12) << l.name;
+      for (const double g : l.gradient(10, w)) EXPECT_NEAR(g, 0, 1e-12) << l.name;
+    }
+}
+
+// Lion's steps keep their length: it swings through the goal, and some step is the last one of a run.
+TEST(Landscapes, ALastStepBelowTheGoalIsNoArrival) {
+  for (const int64_t steps : {999, 1000, 2001}) EXPECT_EQ(walk(land("bowl"), with("lion", 0.01), steps).converged, -1);
+  EXPECT_EQ(walk(land("ravine"), with("sgd", 0.09), 43).converged, 43);  // seen to stay below behind its last step
+  EXPECT_EQ(walk(land("ravine"), with("sgd", 0.09), 42).converged, -1);
+}
+
+TEST(Landscapes, ReversalsAreCountedUpToTheGoal) {
+  const double turned = walk(land("ravine"), with("sgd", 0.09), 1000).turned;
+  EXPECT_EQ(turned, 1);  // w2 changes its sign in each step
+  EXPECT_EQ(walk(land("ravine"), with("sgd", 0.09), 3000).turned, turned);
+  EXPECT_EQ(walk(land("ravine"), with("sgd", 0.1), 50).turned, 1);     // never there: all of them
+  EXPECT_EQ(walk(land("ravine"), with("sgd", 0.05), 1000).turned, 0);  // w2 is 0 after a step, but for rounding
+}
+
 TEST(Landscapes, TheRavinesFirstStepsAreThoseOfTheSpecification) {
-  const json want = golden("s004_ravine_traj");
+  const json want = worked("s004_ravine_traj");
   const auto expect = [&](const char* name, const OptimizerConfig& o) {
     const Path p = walk(land("ravine"), o, 5);
     for (size_t t = 0; t < 5; ++t)
@@ -78,7 +102,7 @@ TEST(Landscapes, TheRavinesFirstStepsAreThoseOfTheSpecification) {
 }
 
 TEST(Landscapes, RosenbrockExplodesWhereTheSpecificationSays) {
-  const json runs = golden("s004_rosenbrock")["runs"]["(-1.2,1)"];
+  const json runs = worked("s004_rosenbrock")["runs"]["(-1.2,1)"];
   const Path good = walk(land("rosenbrock"), with("sgd", 0.001), 20000);
   EXPECT_NEAR(good.f.back(), runs["gd_001"]["f"], 1e-12);  // not "stuck"
   for (const double lr : {0.01, 0.1}) EXPECT_TRUE(walk(land("rosenbrock"), with("sgd", lr), 50).diverged);

@@ -8,6 +8,7 @@
 #include "linnet/config.h"
 #include "linnet/optim_trace.h"
 #include "linnet/optimizer.h"
+#include "tests/golden.h"
 
 namespace linnet {
 namespace {
@@ -15,10 +16,7 @@ namespace {
 using nlohmann::json;
 using Doubles = std::vector<double>;
 
-json reference(const std::string& name) {
-  return json::parse(
-      std::ifstream(std::filesystem::path(__FILE__).parent_path() / "golden" / ("optimizers_" + name + ".json")));
-}
+json reference(const std::string& name) { return json::parse(std::ifstream(golden("optimizers_" + name + ".json"))); }
 
 // A case's [optimizer] keys, as the config reader takes them.
 OptimizerConfig settings(const json& keys) {

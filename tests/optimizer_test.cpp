@@ -11,6 +11,7 @@
 #include "linnet/config.h"
 #include "linnet/error.h"
 #include "linnet/optim_trace.h"
+#include "tests/golden.h"
 
 namespace linnet {
 namespace {
@@ -26,8 +27,7 @@ OptimizerConfig settings(Keys keys) {
 }
 
 const json& goldens() {
-  static const json all =
-      json::parse(std::ifstream(std::filesystem::path(__FILE__).parent_path() / "golden" / "goldens.json"));
+  static const json all = json::parse(std::ifstream(golden("goldens.json")));
   return all;
 }
 // "s001_gd10/correct": the number or numbers at that place.

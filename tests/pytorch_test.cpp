@@ -4,6 +4,7 @@
 #include "linnet/optimizer.h"
 #include "linnet/safetensors.h"
 #include "linnet/trainer.h"
+#include "tests/golden.h"
 
 namespace linnet {
 namespace {
@@ -47,8 +48,7 @@ Doubles from_torch(const Doubles& v, const Shape& s) {
 
 class Golden {
  public:
-  explicit Golden(const std::string& name)
-      : file_(read_safetensors(std::filesystem::path(__FILE__).parent_path() / "golden" / (name + ".safetensors"))) {}
+  explicit Golden(const std::string& name) : file_(read_safetensors(golden(name + ".safetensors"))) {}
   bool has(const std::string& name) const { return file_.tensors.count(name) > 0; }
   size_t size() const { return file_.tensors.size(); }
   Doubles operator[](const std::string& name) const {

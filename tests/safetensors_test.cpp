@@ -20,6 +20,7 @@
 
 #include "linnet/error.h"
 #include "src/core/file.h"
+#include "tests/golden.h"
 #include "tests/temp_dir.h"
 
 // The largest piece of memory that was asked for since it was last set to 0.
@@ -545,7 +546,7 @@ TEST(SafeTensors, ReadsAFileOfTheReferenceLibrary) {
   want.tensors["scalar"] = tensor_of("I64", {}, std::vector<int64_t>{391});
   want.tensors["empty"] = tensor_of("F32", {0, 3}, std::vector<float>{});
   want.metadata = {{"format", "pt"}, {"note", "snow: \u2603, quote: \""}};
-  expect_equal(want, read_safetensors(fs::path(__FILE__).parent_path() / "golden" / "reference.safetensors"));
+  expect_equal(want, read_safetensors(golden("reference.safetensors")));
 }
 
 // Runs a script with a Python that has the reference library; false: there is none.

@@ -370,7 +370,10 @@ TEST(Watchdog, W13SkippedStepsAndARewind) {
 TEST(Watchdog, W14FlatNearChance) {
   Watched flat, high, falling, short_one, noisy;
   for (int i = 0; i < 2; ++i) flat.row(2.300);
-  for (int i = 0; i < 10; ++i) high.row(2.35);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(high.ids(), "") << i;
+    high.row(2.5);  // first weights that are sure, and learn nothing
+  }
   for (const double loss : {2.32, 2.31, 2.30, 2.29, 2.28, 2.27}) falling.row(loss);
   short_one.row(2.300);
   for (int i = 0; i < 50; ++i) noisy.row(2.3 + (i % 2 ? 0.1 : -0.1), 1);  // the same, seen at every step
@@ -380,9 +383,42 @@ TEST(Watchdog, W14FlatNearChance) {
   for (int i = 0; i < 10; ++i) warming.row(2.300);
   EXPECT_EQ(flat.ids(), "W14");
   EXPECT_EQ(noisy.ids(), "W14");
-  EXPECT_EQ(high.ids(), "");
+  EXPECT_EQ(high.ids(), "W14");
   EXPECT_EQ(falling.ids(), "");
   EXPECT_EQ(short_one.ids(), "");
+  EXPECT_EQ(warming.ids(), "");
+}
+
+// convnet at a learning rate of 1e-9: 28 steps an epoch, the first a warmup.
+TEST(Watchdog, W14NothingIsLearntInEpochs) {
+  struct Case {
+    double first, second;
+    int64_t steps;
+    const char* want;
+  };
+  const Case cases[] = {{2.4938, 2.4918, 28, "W14"},
+                        {2.4938, 2.48, 28, ""},
+                        {2.4938, 2.4918, 24, ""},
+                        {2.4938, 2.6, 28, ""},
+                        {1.99, 1.99, 28, ""}};  // rising is no W14; much is learnt
+  for (const Case& c : cases) {
+    Config config;
+    config.schedule.warmup = 1;
+    Watched w(config);
+    w.at = c.steps;
+    w.end_epoch(c.first, 0.1);
+    EXPECT_EQ(w.ids(), "");
+    w.at += c.steps;
+    w.end_epoch(c.second, 0.1);
+    EXPECT_EQ(w.ids(), c.want) << c.first << " " << c.second << " " << c.steps;
+  }
+  Config config;
+  config.schedule.warmup = 2;
+  Watched warming(config);
+  for (int i = 0; i < 2; ++i) {
+    warming.at += 28;
+    warming.end_epoch(2.5, 0.1);
+  }
   EXPECT_EQ(warming.ids(), "");
 }
 

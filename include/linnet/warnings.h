@@ -109,6 +109,7 @@ class Watchdog : public Observer {
   void forget();
   void judge_loss(const Row&);
   void judge_flatness(const Row&, int64_t steps);
+  bool stands(double first, double before, double now) const;  // training losses
   void judge_epochs();
   void look_at_gradients(Trainer&);
   void look_at_history(Trainer&);
@@ -122,8 +123,9 @@ class Watchdog : public Observer {
   int64_t step_ = 0, row_step_ = -1, next_look_ = 0, looks_ = 0;
   bool look_ = false;  // at the next boundary
   double loss_ = std::numeric_limits<double>::quiet_NaN(), first_loss_ = loss_, reversed_share_ = loss_, skipped_ = 0;
-  double window_loss_ = 0, window_mean_ = loss_;  // sum over the window at hand; mean of the one before
-  int64_t window_steps_ = 0;
+  // Sum over the window at hand; means of the first one and of the one before.
+  double window_loss_ = 0, first_mean_ = loss_, window_mean_ = loss_;
+  int64_t window_steps_ = 0, first_window_ = 0;  // first_window_: the step at which it was full
   int spikes_ = 0;
   std::deque<double> recent_;  // training losses
   Streak tenfold_, gap_, reversal_, flat_, lost_;

@@ -24,6 +24,9 @@ struct Options {
   bool json = false;
 };
 
+// Of advise's range test: its own steps and images, so that what it says does not depend on the noise's options.
+constexpr int64_t kRangeSteps = 100, kRangeSeeds = 3;
+
 // A config, its images, and a net that can be trained for some steps.
 struct Ground {
   Config config;
@@ -146,20 +149,27 @@ std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<B
                        ? "good for a first result; SGD with momentum, tuned and scheduled, often ends higher on a CNN"
                        : "a sound choice for a CNN with a tuned rate and a schedule that falls"});
 
-  // The learning rate: between where the loss falls fastest and where it stops falling.
-  if (std::isnan(range.to)) {
-    all.push_back(
-        {"optimizer.lr", fmt::format("{:g}", c.optimizer.lr), "", "the range test found no fall: see linnet check"});
+  // The learning rate: one within reach of where the loss falls is left alone; no other is advised without a clear
+  // fall.
+  const double lr = c.optimizer.lr;
+  if (!range.doubt.empty()) {
+    all.push_back({"optimizer.lr", fmt::format("{:g}", lr), "",
+                   fmt::format("the range test ({} seeds) advises no rate: {}. Try linnet lr-find with more --steps "
+                               "and --seeds, or look at linnet check",
+                               kRangeSeeds, range.doubt)});
   } else {
-    const double lr = c.optimizer.lr;
-    const double low = std::min(range.steepest, range.to),
-                 high = 5 * range.to;  // a warmup, or a schedule that falls, bears more
-    const bool inside = lr >= low / 2 && lr <= 2 * high;
+    const bool low = lr<range.steepest / 2, high = lr> 10 * range.to;
     const double digit = std::pow(10, std::floor(std::log10(range.to)));
-    all.push_back({"optimizer.lr", fmt::format("{:g}", lr),
-                   inside ? "" : fmt::format("{:.3g}", std::max(1.0, std::round(range.to / digit)) * digit),
-                   fmt::format("with {} and batches of {} the loss falls fastest at {:.2g} and until {:.2g}", name, now,
-                               range.steepest, range.to)});
+    all.push_back(
+        {"optimizer.lr", fmt::format("{:g}", lr),
+         low || high ? fmt::format("{:.3g}", std::round(range.to / digit) * digit) : "",
+         fmt::format("with {} and batches of {} the loss falls fastest at {:.2g} and until {:.2g} (range test, {} "
+                     "seeds), and {:g} is {}. From half the former to ten times the latter a rate is left as it is: a "
+                     "warmup, or a schedule that falls, bears more than the test shows",
+                     name, now, range.steepest, range.to, kRangeSeeds, lr,
+                     low    ? "below half the former"
+                     : high ? "above ten times the latter"
+                            : "between half the former and ten times the latter")});
   }
   if (!fits)
     all.push_back({"train.lr_scaling", c.train.lr_scaling, adaptive || name == "adamw" ? "sqrt" : "linear",
@@ -175,15 +185,16 @@ std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<B
 int run_advise(const Options& o) {
   Ground ground(o);
   tell("range test ...\n");
-  RangeTest test;
+  LrRange range;
   {
     Config c = at_constant_lr(plain_config(ground.config));
     c.train.lr_scaling = "none";
     c.train.precision = "f32";
-    Trainer trainer(c, *ground.backend, ground.data);
-    test = range_test(trainer, 1e-6, 10, 100);
+    const RunData data = some_of(ground.all.train, kRangeSteps * c.train.batch_size);
+    range = seeds_range(range_tests(c, *ground.backend, data, 1e-6, 10, kRangeSteps, kRangeSeeds),
+                        smoothing_radius(kRangeSteps))
+                .range;
   }
-  const LrRange range = lr_range(test.lr, smoothed(test.loss, 3));
   tell(fmt::format("{} steps, then the gradient's noise ...\n", o.steps));
   ground.train(o.steps);
   const std::vector<BatchNoise> noise = ground.measure(o);
@@ -195,7 +206,11 @@ int run_advise(const Options& o) {
           {{"key", a.key}, {"now", a.now}, {"advised", a.value.empty() ? a.now : a.value}, {"reason", a.reason}});
     fmt::print("{}\n", Json{{"advice", out},
                             {"noise", json_of(noise)},
-                            {"lr", {{"from", range.from}, {"steepest", range.steepest}, {"to", range.to}}}}
+                            {"lr",
+                             {{"from", range.from},
+                              {"steepest", range.steepest},
+                              {"to", range.to},
+                              {"doubt", range.doubt.empty() ? Json() : Json(range.doubt)}}}}
                            .dump());
     return int(Exit::ok);
   }

@@ -283,6 +283,30 @@ int bench_eval(const Options& o) {
   return int(Exit::ok);
 }
 
+struct OptimizerRow {
+  std::string name;
+  OptimizerConfig settings;
+};
+
+// Each optimizer as it comes, sgd and nag with their usual momentum; and the settings that keep more or less.
+std::vector<OptimizerRow> optimizer_rows() {
+  std::vector<OptimizerRow> rows;
+  const auto add = [&](const std::string& name, std::string_view what, const auto& change) {
+    rows.push_back({std::string(what), default_settings(name, "pytorch")});
+    change(rows.back().settings);
+  };
+  for (const OptimizerEntry& entry : optimizers()) {
+    const std::string name(entry.name);
+    add(name, name, [&](OptimizerConfig& c) {
+      if (name == "sgd" || name == "nag") c.momentum = 0.9;
+    });
+    if (name == "sgd") add(name, "sgd, plain", [](OptimizerConfig& c) { c.momentum = 0; });
+    if (name == "rmsprop") add(name, "rmsprop, centered", [](OptimizerConfig& c) { c.centered = true; });
+    if (name == "adam") add(name, "amsgrad", [](OptimizerConfig& c) { c.amsgrad = true; });
+  }
+  return rows;
+}
+
 // What each optimizer's update costs, and what it keeps, on the weights of a model.
 int bench_optimizers(const Options& o) {
   // A step's own time, to which the updates are small.
@@ -298,10 +322,10 @@ int bench_optimizers(const Options& o) {
   const auto backend = o.device == "cpu" ? make_cpu_backend(o.threads) : make_backend(o.device);
   Json rows = Json::array();
   int64_t weights = 0;
-  for (const OptimizerEntry& entry : optimizers()) {
+  const std::vector<OptimizerRow> all = optimizer_rows();
+  for (const OptimizerRow& row : all) {
     Config config = subject.config;
-    config.optimizer = default_settings(entry.name, "pytorch");
-    if (entry.name == "sgd" || entry.name == "nag") config.optimizer.momentum = 0.9;
+    config.optimizer = row.settings;
     Updater updater(*backend, config, 1);
     ParamStore store;
     const auto model = make_model(o.model, store, model_options(config, subject.data.train));
@@ -319,7 +343,7 @@ int bench_optimizers(const Options& o) {
     backend->upload(sums, one);
     backend->upload(totals, one);
     std::vector<double> ms;
-    const double budget = o.seconds * 1e3 / double(optimizers().size());
+    const double budget = o.seconds * 1e3 / double(all.size());
     int64_t t = 0;
     for (double spent = 0; spent < budget || ms.size() < 5; spent += ms.back()) {
       StepParams params{.step = t, .seed = 1};
@@ -332,7 +356,7 @@ int bench_optimizers(const Options& o) {
       ms.push_back(double(now_ns() - begin) * 1e-6);
     }
     const Rule rule = make_rule(config.optimizer);
-    rows.push_back({{"optimizer", entry.name},
+    rows.push_back({{"optimizer", row.name},
                     {"state_words", slots_of(rule)},
                     {"words_moved", words_moved(rule)},
                     {"state_mb", double(flat.slots.bytes()) * 1e-6},
@@ -348,17 +372,21 @@ int bench_optimizers(const Options& o) {
   }
   fmt::print("{}: {} weights ({:.1f} MB, gradients as much again); a step of {} images takes {:.1f} ms\n\n", o.model,
              weights, double(weights) * 4e-6, o.batch, step_ms);
-  fmt::print("{:<10}{:>12}{:>11}{:>13}{:>9}{:>11}{:>11}{:>10}\n", "optimizer", "state words", "state MB", "words moved",
+  fmt::print("{:<18}{:>12}{:>11}{:>13}{:>9}{:>11}{:>11}{:>10}\n", "optimizer", "state words", "state MB", "words moved",
              "ms", "ns/weight", "of step", "by sgd's");
   const double base = rows[0]["ms"];
   for (const Json& r : rows)
-    fmt::print("{:<10}{:>12}{:>11.2f}{:>13}{:>9.3f}{:>11.3f}{:>10.2f}%{:>10.2f}\n", r["optimizer"].get<std::string>(),
+    fmt::print("{:<18}{:>12}{:>11.2f}{:>13}{:>9.3f}{:>11.3f}{:>10.2f}%{:>10.2f}\n", r["optimizer"].get<std::string>(),
                r["state_words"].get<int>(), r["state_mb"].get<double>(), r["words_moved"].get<int>(),
                r["ms"].get<double>(), r["ns_per_weight"].get<double>(), 100 * r["share_of_step"].get<double>(),
                r["ms"].get<double>() / base);
   fmt::print(
       "\nms: the gradient's norm, the check for values that are not finite, and the update. sgd and nag with momentum "
-      "0.9.\n");
+      "0.9.\n"
+      "words moved: read and written for each weight. nag's 4 more: it reads weight and velocity once more to take the "
+      "gradient ahead, and writes the weight twice.\n"
+      "muon: its time goes into matrix products (3 for each of ns_steps, of every layer's weight), not into the words "
+      "that it moves.\n");
   return int(Exit::ok);
 }
 
@@ -383,7 +411,7 @@ void add_bench(CLI::App& app, Command& command) {
   verb->add_option("--conv", o->conv, "auto, direct or winograd")->check(CLI::IsMember({"auto", "direct", "winograd"}));
   verb->add_option("--device", o->device, "cpu, cuda or auto")->capture_default_str();
   verb->add_option("--threads", o->threads, "threads on the CPU")->check(CLI::Range(1, 1024))->capture_default_str();
-  verb->add_option("--seconds", o->seconds, "how long to measure")->check(CLI::PositiveNumber)->capture_default_str();
+  verb->add_option("--seconds", o->seconds, "how long to measure")->check(above_zero())->capture_default_str();
   verb->add_flag("--json", o->json, "one JSON object on stdout");
   verb->add_flag("--turns", o->turns, "step: measure once for every line on stdin, one JSON object each");
   verb->callback([=, &command] {

@@ -10,7 +10,9 @@
 #include <thread>
 
 #include "cli.h"
+#include "console.h"
 #include "linnet/run.h"
+#include "linnet/text.h"
 #include "src/core/digest.h"
 #include "src/core/file.h"
 #include "src/core/json.h"
@@ -29,17 +31,52 @@ constexpr CheckEntry kResume = {"resume", "a run killed by SIGKILL and resumed e
                                 "this build or machine does not repeat its own bits: linnet info, and tell the authors",
                                 nullptr};
 
+// ---- Signals -------------------------------------------------------------------------------------------------------
+
+volatile std::sig_atomic_t caught = 0, has_files = 0;
+
+// Files are removed first; where there are none, and at a second signal, it ends at once.
+void on_signal(int signal) {
+  if (!has_files || caught) _exit(128 + signal);
+  caught = signal;
+}
+
+struct Interrupted {
+  int signal;
+};
+
+void stop_if_asked() {
+  if (caught) throw Interrupted{caught};
+}
+
+// ---- A run, killed and resumed -------------------------------------------------------------------------------------
+
+fs::path temporary_folder() {
+  std::error_code error;
+  const fs::path path = fs::temp_directory_path(error);
+  if (!error) return path;
+  for (const char* variable : {"TMPDIR", "TMP", "TEMP", "TEMPDIR"})  // in the order of the standard library
+    if (const char* value = std::getenv(variable))
+      fail(Exit::checkpoint, "{} is {}: expected a folder for temporary files; name one there, or unset it for /tmp",
+           variable, escaped(value));
+  fail(Exit::checkpoint, "there is no folder /tmp for temporary files: name one in TMPDIR");
+}
+
 // A folder that goes when the check is over.
 struct Scratch {
   fs::path path;
   Scratch() {
-    std::string name = (fs::temp_directory_path() / "linnet-check-XXXXXX").string();
-    if (!mkdtemp(name.data())) fail(Exit::checkpoint, "cannot make a temporary folder like {}", name);
+    std::string name = (temporary_folder() / "linnet-check-XXXXXX").string();
+    has_files = 1;
+    if (!mkdtemp(name.data()))
+      fail(Exit::checkpoint, "cannot make a temporary folder like {}: {}; name another place in TMPDIR", escaped(name),
+           std::generic_category().message(errno));
     path = name;
   }
   ~Scratch() {
     std::error_code ignored;
     fs::remove_all(path, ignored);
+    has_files = 0;
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -47,7 +84,8 @@ struct Scratch {
 
 // In a process of its own: trains in `dir` up to step `steps`, from the last checkpoint if there is one.
 [[noreturn]] void train_in_child(const fs::path& dir, Config config, int64_t steps) {
-  prctl(PR_SET_PDEATHSIG, SIGKILL);  // it does not outlive the check
+  prctl(PR_SET_PDEATHSIG, SIGKILL);                                                 // it does not outlive the check
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, SIG_IGN);  // the check ends it
   try {
     const auto backend = make_backend(config.train.device, backend_options(config));
     const RunData data = load_run_data(config);
@@ -84,9 +122,15 @@ bool run_child(const fs::path& dir, const Config& config, int64_t steps, int64_t
   if (child == 0) train_in_child(dir, config, steps);
   int status = 0;
   while (waitpid(child, &status, WNOHANG) == 0) {
+    if (caught) {
+      kill(child, SIGKILL);
+      waitpid(child, &status, 0);
+      break;
+    }
     if (kill_at > 0 && steps_logged(dir) >= kill_at) kill(child, SIGKILL);
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
+  stop_if_asked();
   if (WIFSIGNALED(status)) return true;
   if (WEXITSTATUS(status) != 0) fail(Exit(WEXITSTATUS(status)), "the training of the check failed");
   return false;
@@ -141,6 +185,8 @@ const char* name_of(CheckResult::Verdict v) {
 
 int run_checks(const Options& o) {
   using Verdict = CheckResult::Verdict;
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP})
+    if (std::signal(signal, on_signal) == SIG_IGN) std::signal(signal, SIG_IGN);  // nohup's wish holds
   Config config = load_config(o.config, o.set);
   const Terminal terminal = stdout_terminal();
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
@@ -161,19 +207,21 @@ int run_checks(const Options& o) {
       fmt::print("  {}\n", r.picture.substr(at, end - at));
       at = end + 1;
     }
-    if (r.verdict == Verdict::fail) fmt::print("  what to do: {}\n", entry.advice);
+    if (r.verdict == Verdict::fail)
+      fmt::print("  what to do: {}\n", r.advice.empty() ? entry.advice : std::string_view(r.advice));
     std::fflush(stdout);
   };
 
   // First, for it forks: no thread is running yet.
   const RunData data = load_run_data(config);
   if (wanted(kResume.name)) run(kResume, [&] { return check_resume(config, data.train.size()); });
+  stop_if_asked();
   if (o.only.size() != 1 || o.only[0] != kResume.name) {
     const auto backend = make_backend(config.train.device, backend_options(config));
     config.train.precision = linnet::name_of(precision_of(config, *backend));
     Terminal inner = terminal;
     inner.columns -= 2;  // the pictures stand two columns in
-    const Subject subject{config, *backend, data, inner};
+    const Subject subject{config, *backend, data, inner, colours_wanted()};
     for (const CheckEntry& entry : checks())
       if (wanted(entry.name)) run(entry, [&] { return entry.run(subject); });
   }
@@ -206,7 +254,15 @@ void add_check(CLI::App& app, Command& command) {
       ->delimiter(',')
       ->check(CLI::IsMember(names));
   verb->add_flag("--json", options->json, "verdicts as JSON on stdout");
-  verb->callback([options, &command] { command = [options] { return run_checks(*options); }; });
+  verb->callback([options, &command] {
+    command = [options] {
+      try {
+        return run_checks(*options);
+      } catch (const Interrupted& i) {
+        return 128 + i.signal;
+      }
+    };
+  });
 }
 
 }  // namespace linnet

@@ -1,6 +1,10 @@
 // The verbs. Each file of this folder defines one: it adds its options to the command line and says what to run.
 #pragma once
+#include <fmt/core.h>
+
 #include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdlib>
 #include <functional>
 #include <string>
 #include <vector>
@@ -9,6 +13,18 @@ namespace linnet {
 
 // What main() runs after parsing; returns the exit code.
 using Command = std::function<int()>;
+
+// CLI11's PositiveNumber names the largest double that there is when it refuses one.
+inline CLI::Validator above_zero() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        char* end = nullptr;
+        const double value = std::strtod(text.c_str(), &end);
+        const bool good = end != text.c_str() && *end == 0 && std::isfinite(value) && value > 0;
+        return good ? std::string() : fmt::format("expected a number above 0, got '{}'", text);
+      },
+      "ABOVE 0");
+}
 
 // What the verbs that read a config have in common.
 inline void add_config_options(CLI::App& verb, std::string& config, std::vector<std::string>& set) {

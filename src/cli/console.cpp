@@ -52,6 +52,11 @@ bool can_redraw() {
   return isatty(STDERR_FILENO) && !(term && std::string_view(term) == "dumb") && !(ci && *ci);
 }
 
+bool colours_wanted() {
+  const char* no = std::getenv("NO_COLOR");
+  return !(no && *no);
+}
+
 Console::Console(int64_t epochs, int64_t steps_per_epoch, int64_t batch_size, int64_t first_step)
     : epochs_(epochs),
       steps_per_epoch_(steps_per_epoch),

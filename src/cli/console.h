@@ -14,6 +14,9 @@ void tell(const std::string& text);
 // Whether stderr is a terminal on which a line can be drawn anew.
 bool can_redraw();
 
+// Whether a person wants colours: NO_COLOR is not set, or empty (no-color.org).
+bool colours_wanted();
+
 class Console : public Observer {
  public:
   // first_step: where a resumed run begins.

@@ -1,5 +1,6 @@
 // linnet landscape RUN
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -26,37 +27,75 @@ struct Options : TrainedOptions {
   bool json = false;
 };
 
-// Both directions from -span to span; rows are the second one, from below.
+// Viridis, from dark to bright for 0 to 1: its lightness rises, so it is read without colours, too.
+std::string viridis(double s) {
+  constexpr int kStops[9][3] = {{68, 1, 84},    {71, 44, 122}, {59, 81, 139},  {44, 113, 142}, {33, 144, 141},
+                                {39, 173, 129}, {92, 200, 99}, {170, 220, 50}, {253, 231, 37}};
+  const double at = std::clamp(s, 0.0, 1.0) * 8;
+  const int k = std::min(int(at), 7);
+  const auto mix = [&](int c) { return std::lround(kStops[k][c] + (at - k) * (kStops[k + 1][c] - kStops[k][c])); };
+  return fmt::format("#{:02x}{:02x}{:02x}", mix(0), mix(1), mix(2));
+}
+
+// Both directions from -span to span; rows are the second one, from below. On the right what the colours mean.
 std::string heat_map(const std::vector<std::vector<double>>& grid, double span) {
-  constexpr double kCell = 30, kLeft = 50;
+  constexpr double kLeft = 50, kScale = 110;
+  constexpr int kSteps = 50;  // of the scale
   const auto n = double(grid.size());
+  const double cell = std::min(30.0, 600 / n), height = n * cell;
   double low = INFINITY, high = -INFINITY;
   for (const auto& row : grid)
     for (const double v : row)
       if (std::isfinite(v)) low = std::min(low, v), high = std::max(high, v);
-  const auto shade = [&](double v) {  // by the logarithm: a slope must be seen near the bottom, too
-    if (!std::isfinite(v)) return 0.0;
-    const double top = std::log1p((high - low) / std::max(low, 1e-3));
-    return top > 0 ? 1 - std::log1p((v - low) / std::max(low, 1e-3)) / top : 1;
-  };
+  // By the logarithm: a slope must be seen near the bottom, too.
+  const double unit = std::max(low, 1e-3), top = std::log1p((high - low) / unit);
+  const auto shade = [&](double v) { return top > 0 ? std::log1p((v - low) / unit) / top : 0; };
   std::string out = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {0}\" width=\"{0}\" role=\"img\">"
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {3}\" width=\"{0}\" role=\"img\">"
       "<title>loss over two directions, from {1:g} to {2:g}</title>\n",
-      kLeft + n * kCell + 10, -span, span);
+      kLeft + height + kScale, -span, span, height + 30);
   for (size_t j = 0; j < grid.size(); ++j)
-    for (size_t i = 0; i < grid[j].size(); ++i) {
-      const double s = shade(grid[j][i]);  // from dark red (high) over yellow to dark green (low)
+    for (size_t i = 0; i < grid[j].size(); ++i)
       out += fmt::format(
-          "<rect x=\"{:.0f}\" y=\"{:.0f}\" width=\"{}\" height=\"{}\" fill=\"hsl({:.0f} 70% "
-          "{:.0f}%)\"><title>{:.4g}</title></rect>\n",
-          kLeft + double(i) * kCell, (n - 1 - double(j)) * kCell, kCell, kCell, 130 * s, 45 + 10 * s, grid[j][i]);
-    }
+          "<rect x=\"{:.2f}\" y=\"{:.2f}\" width=\"{:.2f}\" height=\"{:.2f}\" "
+          "fill=\"{}\"><title>{:.4g}</title></rect>\n",
+          kLeft + double(i) * cell, (n - 1 - double(j)) * cell, cell, cell,
+          std::isfinite(grid[j][i]) ? viridis(shade(grid[j][i])) : "#888", grid[j][i]);
+  const double scale_x = kLeft + height + 20;
+  out += "<g class=\"scale\">\n";
+  for (int k = 0; k < kSteps; ++k)
+    out += fmt::format("<rect x=\"{:.2f}\" y=\"{:.2f}\" width=\"14\" height=\"{:.2f}\" fill=\"{}\"/>\n", scale_x,
+                       height * (kSteps - 1 - k) / kSteps, height / kSteps + 0.5, viridis((k + 0.5) / kSteps));
+  for (const double s : {0.0, 0.25, 0.5, 0.75, 1.0})
+    out += fmt::format(
+        "<text x=\"{:.2f}\" y=\"{:.2f}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"#888\">{:.3g}</text>\n",
+        scale_x + 20, 12 + (1 - s) * (height - 12), low + unit * std::expm1(s * top));
+  out += fmt::format(
+      "<text x=\"{:.2f}\" y=\"{:.2f}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"#888\">loss</text></g>\n",
+      scale_x, height + 16);
   out += fmt::format(
       "<g font-family=\"sans-serif\" font-size=\"12\" fill=\"#888\"><text x=\"{0}\" y=\"{1}\">{2:g}</text>"
       "<text x=\"{3}\" y=\"{1}\" text-anchor=\"end\">{4:g}</text><text x=\"4\" y=\"{5}\">{2:g}</text><text x=\"4\" "
       "y=\"14\">{4:g}</text></g></svg>\n",
-      kLeft, n * kCell + 16, -span, kLeft + n * kCell, span, n * kCell);
+      kLeft, height + 16, -span, kLeft + height, span, height);
   return out;
+}
+
+// What is still to be done, from the time of one loss; a gradient takes about as long as three.
+std::string estimate(const Options& o, bool with_grid, double seconds) {
+  const int64_t losses = 2 * o.points - 1 + 6 + (with_grid ? o.points * o.points : 0), gradients = 2 * o.hessian;
+  return fmt::format("{} losses and at most {} gradients of {} images: about {}\n", losses, gradients, o.images,
+                     duration_text(seconds * double(losses + 3 * gradients)));
+}
+
+std::string curvature_text(const LossSurface::Top& top) {
+  if (!top.settled)
+    return fmt::format(
+        "largest eigenvalue of the Hessian: {:.4g} so far, not settled after {} power iterations; raise --hessian",
+        top.value, top.steps);
+  return fmt::format(
+      "largest eigenvalue of the Hessian: {:.4g} ({} power iterations){}", top.value, top.steps,
+      top.value > 0 ? fmt::format("; plain gradient descent is stable below lr {:.3g}", 2 / top.value) : "");
 }
 
 int landscape(const Options& o) {
@@ -74,14 +113,18 @@ int landscape(const Options& o) {
   const auto d1 = surface.direction(o.seed), d2 = surface.direction(o.seed + 1000);
   const auto place = [&](int64_t k, int64_t n) { return o.span * (2 * double(k) / double(n - 1) - 1); };
   Series line{.name = "loss", .x = {}, .y = {}};
+  const bool with_grid = !o.html.empty() || o.json;
   for (int64_t k = 0; k < 2 * o.points - 1; ++k) {
+    const auto begin = std::chrono::steady_clock::now();
     line.x.push_back(place(k, 2 * o.points - 1));
     line.y.push_back(surface.at(d1, line.x.back()));
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    if (k == 1) tell(estimate(o, with_grid, seconds));  // the first one has filled the caches
   }
   const LossSurface::Rise rise = surface.rise(o.radius, 5, o.seed);
   const LossSurface::Top top = surface.top_eigenvalue(o.hessian);
   std::vector<std::vector<double>> grid;
-  if (!o.html.empty() || o.json)
+  if (with_grid)
     for (int64_t j = 0; j < o.points; ++j) {
       grid.emplace_back();
       for (int64_t i = 0; i < o.points; ++i)
@@ -96,20 +139,21 @@ int landscape(const Options& o) {
       .marks = {},
       .from_zero = true};
   const double here = line.y[line.y.size() / 2];
-  const std::string numbers = fmt::format(
-      "loss {:.4f}; at a distance of {:g} in 5 random directions {:.4f} higher in the mean, {:.4f} at most\n"
-      "largest eigenvalue of the Hessian: {:.4g} ({} power iterations{}); plain gradient descent is stable below lr "
-      "{:.3g}\n",
-      here, o.radius, rise.mean, rise.most, top.value, top.steps, top.settled ? "" : ", not settled", 2 / top.value);
+  const std::string rises =
+      fmt::format("loss {:.4f}; at a distance of {:g} in 5 random directions {:.4f} higher in the mean, {:.4f} at most",
+                  here, o.radius, rise.mean, rise.most);
+  const std::string curvature = curvature_text(top);
   if (!o.html.empty())
     write_file_atomically(
         o.html,
-        fmt::format("{4}\n<meta charset=\"utf-8\"><title>{0}</title><style>body{{font:15px system-ui,sans-serif;"
-                    "max-width:46rem;margin:2rem auto;padding:0 1rem}}svg{{max-width:100%;height:auto}}</style>\n"
-                    "<h1>{0}</h1>\n{1}<p>{2}</p>\n<h2>Two directions</h2>\n{3}",
-                    escaped_markup(o.target), draw_svg(plot), escaped_markup(numbers), heat_map(grid, o.span),
-                    kBeginning),
-        Exit::failure);
+        fmt::format(
+            "{4}\n<meta charset=\"utf-8\"><title>{0}</title><style>body{{font:15px system-ui,sans-serif;"
+            "max-width:46rem;margin:2rem auto;padding:0 1rem}}svg{{max-width:100%;height:auto}}</style>\n"
+            "<h1>{0}</h1>\n{1}<p>{2}.</p>\n<p>{5}.</p>\n<h2>Two directions</h2>\n"
+            "<p>Dark is a low loss, bright a high one; the colours are logarithmic, grey is no number.</p>\n{3}",
+            escaped_markup(o.target), draw_svg(plot), escaped_markup(rises), heat_map(grid, o.span), kBeginning,
+            escaped_markup(curvature)),
+        Exit::checkpoint);
   if (o.json) {
     fmt::print("{}\n",
                nlohmann::ordered_json{{"loss", here},
@@ -122,7 +166,7 @@ int landscape(const Options& o) {
                    .dump());
     return int(Exit::ok);
   }
-  fmt::print("{}{}", draw_text(plot, stdout_terminal()), numbers);
+  fmt::print("{}{}\n{}\n", draw_text(plot, stdout_terminal()), rises, curvature);
   if (!o.html.empty()) fmt::print("{}\n", o.html);
   return int(Exit::ok);
 }
@@ -140,14 +184,12 @@ void add_landscape(CLI::App& app, Command& command) {
       ->check(CLI::Range(2, 100000))
       ->capture_default_str();
   verb->add_option("--span", o->span, "how far, in the filters' own lengths")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->capture_default_str();
   verb->add_option("--points", o->points, "of the 2-D slice along each direction")
       ->check(CLI::Range(3, 101))
       ->capture_default_str();
-  verb->add_option("--radius", o->radius, "of the random perturbations")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  verb->add_option("--radius", o->radius, "of the random perturbations")->check(above_zero())->capture_default_str();
   verb->add_option("--hessian", o->hessian, "power iterations at most")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();

@@ -28,50 +28,52 @@ struct Setting {
   std::string name;
   int64_t batch;
   std::vector<RangeTest> tests;
-  std::vector<LrRange> ranges;
-  Series mean;  // of the smoothed curves, where all seeds have one
-
-  double median(double LrRange::*field) const {
-    std::vector<double> v;
-    for (const LrRange& r : ranges)
-      if (!std::isnan(r.*field)) v.push_back(r.*field);
-    if (v.empty()) return NAN;
-    std::ranges::sort(v);
-    return v.size() % 2 ? v[v.size() / 2] : std::sqrt(v[v.size() / 2 - 1] * v[v.size() / 2]);
-  }
+  SeedsRange found;
 };
 
-Setting run_setting(const Options& o, Config config, const RunData& data, Backend& backend) {
+Setting run_setting(const Options& o, const Config& config, const RunData& data, Backend& backend) {
   Setting s{.name = fmt::format("{}, batch {}", config.optimizer.name, config.train.batch_size),
             .batch = config.train.batch_size,
-            .tests = {},
-            .ranges = {},
-            .mean = {}};
-  s.mean.name = s.name;
-  const auto radius = size_t(std::max<int64_t>(2, o.steps / 30));
-  std::vector<std::vector<double>> curves;
-  size_t shortest = SIZE_MAX;
-  for (int64_t seed = 0; seed < o.seeds; ++seed) {
-    Config c = config;
-    c.train.seed += seed;
-    Trainer trainer(c, backend, data);
-    s.tests.push_back(range_test(trainer, o.from, o.to, o.steps));
-    const RangeTest& test = s.tests.back();
-    curves.push_back(smoothed(test.loss, radius));
-    s.ranges.push_back(lr_range(test.lr, curves.back()));
-    shortest = std::min(shortest, test.lr.size());
-  }
-  for (size_t i = 0; i < shortest; ++i) {
-    double sum = 0;
-    for (const auto& curve : curves) sum += curve[i];
-    s.mean.x.push_back(s.tests[0].lr[i]);
-    s.mean.y.push_back(sum / double(curves.size()));
-  }
+            .tests = range_tests(config, backend, data, o.from, o.to, o.steps, o.seeds),
+            .found = {}};
+  s.found = seeds_range(s.tests, smoothing_radius(o.steps));
   return s;
 }
 
+nlohmann::ordered_json json_of(const LrRange& r) {
+  return {{"from", r.from},  // NaN is null
+          {"steepest", r.steepest},
+          {"to", r.to},
+          {"doubt", r.doubt.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(r.doubt)}};
+}
+
+void print_ranges(const std::vector<Setting>& settings) {
+  fmt::print("{:<28}{:>12}{:>12}{:>12}  steepest to until, by seed\n", "", "falls from", "steepest", "until");
+  size_t doubts = 0;
+  for (const Setting& s : settings) {
+    const LrRange& r = s.found.range;
+    if (!r.doubt.empty()) {
+      ++doubts;
+      fmt::print("{:<28}{}\n", s.name, r.doubt);
+      continue;
+    }
+    std::string seeds;
+    for (const LrRange& one : s.found.seeds)
+      seeds += one.doubt.empty() ? fmt::format("  {:.2g} to {:.2g}", one.steepest, one.to) : "  -";
+    fmt::print("{:<28}{:>12.2g}{:>12.2g}{:>12.2g}{}\n", s.name, r.from, r.steepest, r.to, seeds);
+  }
+  if (doubts < settings.size())
+    fmt::print(
+        "\nA rate between `steepest` and `until` is worth a try; with a warmup, or a schedule that falls, the upper "
+        "end.\n");
+  if (doubts > 0)
+    fmt::print("\n{} rate follows: try more --steps or --seeds, another --from or --to, or look at linnet check.\n",
+               doubts < settings.size() ? "Where there is no such range, no" : "No");
+}
+
 int lr_find(const Options& o) {
-  if (!(o.from < o.to)) fail(Exit::usage, "--from {} is not below --to {}", o.from, o.to);
+  if (!(o.from < o.to) || !std::isfinite(o.to))
+    fail(Exit::usage, "expected --from below --to, both finite, got {} and {}", o.from, o.to);
   if (!o.svg.empty()) require_replaceable(o.svg, kSvgBeginning, "SVG drawing");
   Config config = load_config(o.config, o.set);
   const RunData all = load_run_data(config);
@@ -110,49 +112,33 @@ int lr_find(const Options& o) {
             .marks = {},
             .log_x = true};
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
+  std::vector<Series> means;
   double ceiling = 0;  // beyond it a curve only says that it has diverged
-  for (const Setting& s : settings)
-    if (!s.mean.y.empty()) ceiling = std::max(ceiling, 1.5 * s.mean.y.front());
   for (const Setting& s : settings) {
-    plot.series.push_back(s.mean);
+    means.push_back({s.name, s.found.mean.lr, smoothed(s.found.mean.loss, smoothing_radius(o.steps))});
+    if (!means.back().y.empty()) ceiling = std::max(ceiling, 1.5 * means.back().y.front());
+  }
+  for (size_t k = 0; k < settings.size(); ++k) {
+    const Setting& s = settings[k];
+    plot.series.push_back(means[k]);
     for (double& y : plot.series.back().y)
       if (y > ceiling) y = NAN;
     nlohmann::ordered_json seeds = nlohmann::ordered_json::array();
-    for (size_t k = 0; k < s.tests.size(); ++k)
-      seeds.push_back({{"lr", s.tests[k].lr},
-                       {"loss", s.tests[k].loss},
-                       {"diverged", s.tests[k].diverged},
-                       {"from", s.ranges[k].from},
-                       {"steepest", s.ranges[k].steepest},
-                       {"to", s.ranges[k].to}});
-    json.push_back({{"setting", s.name},
-                    {"batch", s.batch},
-                    {"from", s.median(&LrRange::from)},
-                    {"steepest", s.median(&LrRange::steepest)},
-                    {"to", s.median(&LrRange::to)},
-                    {"seeds", seeds}});
+    for (size_t i = 0; i < s.tests.size(); ++i) {
+      seeds.push_back({{"lr", s.tests[i].lr}, {"loss", s.tests[i].loss}, {"diverged", s.tests[i].diverged}});
+      seeds.back().update(json_of(s.found.seeds[i]));
+    }
+    json.push_back({{"setting", s.name}, {"batch", s.batch}});
+    json.back().update(json_of(s.found.range));
+    json.back()["seeds"] = seeds;
   }
-  if (!o.svg.empty()) write_file_atomically(o.svg, draw_svg(plot), Exit::failure);
+  if (!o.svg.empty()) write_file_atomically(o.svg, draw_svg(plot), Exit::checkpoint);
   if (o.json) {
     fmt::print("{}\n", json.dump());
     return int(Exit::ok);
   }
   fmt::print("{}\n", draw_text(plot, stdout_terminal(), 14));
-  fmt::print("{:<28}{:>12}{:>12}{:>12}  steepest, by seed\n", "", "falls from", "steepest", "until");
-  for (const Setting& s : settings) {
-    std::string spread;
-    for (const LrRange& r : s.ranges)
-      spread += (spread.empty() ? "" : " ") + (std::isnan(r.steepest) ? "-" : fmt::format("{:.2g}", r.steepest));
-    if (std::isnan(s.median(&LrRange::to))) {
-      fmt::print("{:<28}the loss does not fall: more --steps, or look at linnet check\n", s.name);
-      continue;
-    }
-    fmt::print("{:<28}{:>12.2g}{:>12.2g}{:>12.2g}  {}\n", s.name, s.median(&LrRange::from),
-               s.median(&LrRange::steepest), s.median(&LrRange::to), spread);
-  }
-  fmt::print(
-      "\nA rate between `steepest` and `until` is worth a try; with a warmup, or a schedule that falls, the upper "
-      "end.\n");
+  print_ranges(settings);
   return int(Exit::ok);
 }
 

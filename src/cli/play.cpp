@@ -1,8 +1,10 @@
 // linnet play FUNCTION
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
-#include <sstream>
+#include <set>
 
 #include "cli.h"
 #include "linnet/error.h"
@@ -15,6 +17,8 @@
 namespace linnet {
 
 namespace {
+
+namespace fs = std::filesystem;
 
 constexpr std::string_view kBeginning = "<!doctype html>\n<!-- Linnet play -->";
 
@@ -30,21 +34,27 @@ struct Options {
 struct Player {
   std::string name;
   OptimizerConfig settings;  // lr: that of `shown`
+  std::string but_lr;        // what it is apart from lr: the same text for the same grid
   Path shown;
   std::vector<Path> grid;
 };
 
-// "sgd:momentum=0.9:lr=0.05", read by the config's own reader.
-OptimizerConfig settings_of(const std::string& text, bool& has_lr) {
-  std::istringstream parts(text);
-  std::string part;
-  std::getline(parts, part, ':');
-  std::vector<std::string> keys = {"optimizer.name=" + part};
-  while (std::getline(parts, part, ':')) {
-    has_lr = has_lr || part.starts_with("lr=");
-    keys.push_back("optimizer." + part);
+// "sgd:momentum=0.9:lr=0.05": its name and keys. Their values are the config reader's to judge.
+std::map<std::string, std::string> parts_of(const std::string& text) {
+  std::map<std::string, std::string> parts;
+  for (size_t at = 0; at <= text.size();) {
+    const size_t end = std::min(text.find(':', at), text.size());
+    const std::string part = (at == 0 ? "name=" : "") + text.substr(at, end - at);
+    const size_t equals = part.find('=');
+    if (equals == part.npos || equals == 0 || equals + 1 == part.size())
+      fail(Exit::usage, "--optimizer '{}': expected NAME or NAME:KEY=VALUE:..., got '{}' where {} should be",
+           escaped(text), escaped(text.substr(at, end - at)), at == 0 ? "the name" : "KEY=VALUE");
+    if (!parts.emplace(part.substr(0, equals), part.substr(equals + 1)).second)
+      fail(Exit::usage, "--optimizer '{}': expected each key once, got {} twice", escaped(text),
+           escaped(part.substr(0, equals)));
+    at = end + 1;
   }
-  return parse_config("", "linnet play", keys).optimizer;
+  return parts;
 }
 
 bool better(const Path& a, const Path& b) {
@@ -54,8 +64,17 @@ bool better(const Path& a, const Path& b) {
 }
 
 Player play_one(const Landscape& land, const Options& o, const std::string& text) {
-  bool has_lr = false;
-  Player p{.name = text, .settings = settings_of(text, has_lr), .shown = {}, .grid = {}};
+  std::map<std::string, std::string> parts = parts_of(text);
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : parts) keys.push_back(fmt::format("optimizer.{}={}", key, value));
+  Player p{.name = text,
+           .settings = parse_config("", "linnet play", keys).optimizer,
+           .but_lr = parts["name"],
+           .shown = {},
+           .grid = {}};
+  const bool has_lr = parts.contains("lr");
+  for (const auto& [key, value] : parts)
+    if (key != "name" && key != "lr") p.but_lr += fmt::format(":{}={}", key, value);
   if (has_lr) p.shown = walk(land, p.settings, o.steps, o.start);
   for (const double lr : o.grid) {
     OptimizerConfig at = p.settings;
@@ -77,6 +96,14 @@ std::string outcome(const Path& p) {
 
 constexpr const char* kColours[] = {"#2563eb", "#dc2626", "#059669", "#d97706",
                                     "#7c3aed", "#0891b2", "#be185d", "#4d7c0f"};
+constexpr const char* kDashes[] = {"", "7 3", "2 3", "8 3 2 3", "14 4"};  // for each further eight
+
+// The look of the k-th way, as attributes.
+std::string stroke_of(size_t k) {
+  const char* dash = kDashes[k / std::size(kColours) % std::size(kDashes)];
+  return fmt::format("stroke=\"{}\"{}", kColours[k % std::size(kColours)],
+                     *dash ? fmt::format(" stroke-dasharray=\"{}\"", dash) : "");
+}
 
 struct Frame {  // from w1, w2 to the picture
   const Landscape& land;
@@ -105,37 +132,111 @@ std::string ground(const Frame& frame) {
   return fmt::format("<path class=\"ground\" d=\"{}\"/>\n", path);
 }
 
-// The way of at most `most` steps; nothing behind the first point that lies far outside.
-std::string way(const Frame& frame, const Path& p, size_t most) {
+// So many pieces of a way are drawn at most: of a longer one each k-th step.
+constexpr int64_t kMainPieces = 2000, kSmallPieces = 300;
+
+// The step where piece k begins, of `pieces` pieces that share out `steps` evenly. The page's slider computes the same.
+int64_t step_of(int64_t k, int64_t steps, int64_t pieces) { return k * steps / pieces; }
+
+// A way over the pieces of one that is `steps` long, to its own last step.
+std::string way(const Frame& frame, const Path& p, int64_t steps, int64_t most) {
+  const int64_t pieces = std::max<int64_t>(1, std::min(steps, most)), last = int64_t(p.w.size()) - 1;
   std::string points;
-  for (size_t i = 0; i < p.w.size() && i <= most; ++i) points += (i > 0 ? " " : "") + frame.point(p.w[i]);
+  for (int64_t k = 0; k <= pieces; ++k) {
+    const int64_t step = step_of(k, steps, pieces);
+    points += (k > 0 ? " " : "") + frame.point(p.w[size_t(std::min(step, last))]);
+    if (step >= last) break;
+  }
   return points;
 }
 
-std::string panel(const Landscape& land, const std::vector<std::pair<std::string, const Path*>>& paths, double width,
-                  double height, const std::string& title, size_t most = 2000) {
-  const Frame frame{land, width, height};
-  std::string out = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 -18 {0} {1}\" width=\"{0}\" height=\"{1}\">\n"
-      "<style>.ground{{fill:none;stroke:#9ca3af;stroke-width:.7}}polyline{{fill:none;stroke-width:1.6}}text{{font:12px "
-      "system-ui,sans-serif;fill:#6b7280}}</style>\n<text x=\"2\" y=\"-5\">{2}</text>\n"
-      "<svg x=\"0\" y=\"0\" width=\"{0}\" height=\"{3}\">\n",
-      width, height + 18, escaped_markup(title), height);
-  out += ground(frame);
-  size_t k = 0;
-  for (const auto& [name, path] : paths) {
-    const char* colour = kColours[k % std::size(kColours)];
-    out += fmt::format("<polyline stroke=\"{}\" points=\"{}\"/>\n", colour, way(frame, *path, most));
-    if (paths.size() > 1)
-      out += fmt::format("<text x=\"{}\" y=\"{}\" style=\"fill:{}\">{}</text>\n", 8, 16 + 15 * double(k), colour,
-                         escaped_markup(name));
-    ++k;
-  }
-  return out + "</svg>\n</svg>\n";
+using Ways = std::vector<std::pair<std::string, const Path*>>;
+
+int64_t longest_of(const Ways& ways) {
+  size_t longest = 1;
+  for (const auto& [name, path] : ways) longest = std::max(longest, path->w.size() - 1);
+  return int64_t(longest);
 }
 
-std::vector<std::pair<std::string, const Path*>> shown_of(const std::vector<Player>& players) {
-  std::vector<std::pair<std::string, const Path*>> all;
+constexpr const char* kSvgStyle =
+    "<style>.ground{fill:none;stroke:#9ca3af;stroke-width:.7}.way,.key{fill:none;stroke-width:1.6}.axis{stroke:#9ca3af}"
+    ".place{fill:#fff;stroke:#111827;stroke-width:1.5}text{font:12px system-ui,sans-serif;fill:#6b7280}</style>\n";
+
+// Contours, the ways over them, the minima (crosses) and the start (a ring).
+std::string field(const Frame& frame, const Ways& ways, int64_t most) {
+  std::string out = fmt::format("<svg x=\"0\" y=\"0\" width=\"{}\" height=\"{}\">\n", frame.width, frame.height);
+  out += ground(frame);
+  const int64_t longest = longest_of(ways);
+  for (size_t k = 0; k < ways.size(); ++k)
+    out += fmt::format("<polyline class=\"way\" {} points=\"{}\"/>\n", stroke_of(k),
+                       way(frame, *ways[k].second, longest, most));
+  const auto place = [&](const std::vector<double>& w, const char* shape, const char* what) {
+    out += fmt::format("<g transform=\"translate({})\"><title>{}</title>{}</g>\n", frame.point(w), what, shape);
+  };
+  for (const std::vector<double>& w : frame.land.minima)
+    place(w, "<path class=\"place\" d=\"M-4 -4L4 4M-4 4L4 -4\"/>", "minimum");
+  if (!ways.empty()) place(ways[0].second->w[0], "<circle class=\"place\" r=\"4\"/>", "start");
+  return out + "</svg>\n";
+}
+
+// A small one of the page: no axes, as they are those of the picture above.
+std::string small_panel(const Landscape& land, const Path& path, const std::string& title) {
+  const Frame frame{land, 220, 150};
+  return fmt::format("{0}0 -18 {1} {2}\" width=\"{1}\" height=\"{2}\">\n{3}<text x=\"2\" y=\"-5\">{4}</text>\n",
+                     std::string(kSvgBeginning) + "\"", frame.width, frame.height + 18, kSvgStyle,
+                     escaped_markup(title)) +
+         field(frame, {{"", &path}}, kSmallPieces) + "</svg>\n";
+}
+
+// The whole picture: axes with numbers, and below them the ways' names in columns.
+std::string panel(const Landscape& land, const Ways& ways, const std::string& title) {
+  constexpr double kLeft = 52, kBelow = 42, kLine = 18;
+  const Frame frame{land, 720, 480};
+  size_t longest = 12;
+  for (const auto& [name, path] : ways) longest = std::max(longest, count_chars(name));
+  const size_t columns = std::clamp<size_t>(size_t(frame.width / (44 + 7.2 * double(longest))), 1, 5);
+  const size_t rows = (ways.size() + 1 + columns - 1) / columns;  // the last one names the marks
+  const double height = frame.height + kBelow + kLine * double(rows) + 8;
+  std::string out =
+      fmt::format("{}{} -22 {} {}\" width=\"{}\" height=\"{}\">\n{}", std::string(kSvgBeginning) + "\"", -kLeft,
+                  frame.width + kLeft + 12, height + 22, frame.width + kLeft + 12, height + 22, kSvgStyle);
+  const auto text = [&](double x, double y, const char* anchor, const std::string& what) {
+    out += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text>\n", x, y, anchor,
+                       escaped_markup(what));
+  };
+  const auto line = [&](const std::string& look, double x0, double y0, double x1, double y1) {
+    out += fmt::format("<line {} x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"/>\n", look, x0, y0, x1, y1);
+  };
+  text(0, -8, "start", title);
+  out += field(frame, ways, kMainPieces);
+  out += fmt::format("<rect class=\"axis\" width=\"{}\" height=\"{}\" fill=\"none\"/>\n", frame.width, frame.height);
+  for (const Tick& t : axis_ticks(land.low[0], land.high[0], 8)) {
+    const double x = t.at * frame.width;
+    line("class=\"axis\"", x, frame.height, x, frame.height + 5);
+    text(x, frame.height + 18, "middle", t.label);
+  }
+  for (const Tick& t : axis_ticks(land.low[1], land.high[1], 6)) {
+    const double y = (1 - t.at) * frame.height;
+    line("class=\"axis\"", -5, y, 0, y);
+    text(-8, y + 4, "end", t.label);
+  }
+  text(frame.width / 2, frame.height + 34, "middle", land.start.size() > 1 ? "w1" : "w");
+  text(-kLeft + 4, frame.height / 2, "start", land.start.size() > 1 ? "w2" : "f");
+  for (size_t k = 0; k <= ways.size(); ++k) {
+    const double x = frame.width / double(columns) * double(k % columns),
+                 y = frame.height + kBelow + kLine * double(k / columns + 1);
+    if (k == ways.size()) {
+      text(x, y, "start", land.minima.empty() ? "\u25cb start" : "\u25cb start   \u00d7 minimum");
+      continue;
+    }
+    line("class=\"key\" " + stroke_of(k), x, y - 4, x + 30, y - 4);
+    text(x + 36, y, "start", ways[k].first);
+  }
+  return out + "</svg>\n";
+}
+
+Ways shown_of(const std::vector<Player>& players) {
+  Ways all;
   for (const Player& p : players) all.emplace_back(p.name, &p.shown);
   return all;
 }
@@ -151,31 +252,31 @@ std::string page(const Landscape& land, const Options& o, const std::vector<Play
       ".7rem;text-align:right}}td:first-child,th:first-child{{text-align:left}}"
       ".small{{display:flex;flex-wrap:wrap;gap:8px}}</style>\n<h1>{0}</h1><p>{1}; at most {2} steps</p>\n",
       land.name, escaped_markup(land.summary), o.steps, kBeginning);
-  size_t longest = 1;
-  for (const Player& p : players) longest = std::max(longest, std::min<size_t>(p.shown.w.size() - 1, 2000));
-  out += "<div id=\"main\">" + panel(land, shown_of(players), 720, 480, "") + "</div>\n";
+  const int64_t longest = longest_of(shown_of(players)), pieces = std::min(longest, kMainPieces);
+  out += fmt::format("<div id=\"main\" data-steps=\"{}\">{}</div>\n", longest, panel(land, shown_of(players), ""));
   out += fmt::format(
-      "<label>step <output id=\"n\">{0}</output><input id=\"step\" type=\"range\" min=\"0\" max=\"{0}\" "
-      "value=\"{0}\"></label>\n",
-      longest);
+      "<label>step <output id=\"n\">{0}</output><input id=\"step\" type=\"range\" min=\"0\" max=\"{1}\" "
+      "value=\"{1}\"></label>\n",
+      longest, pieces);
   out += "<table><tr><th>optimizer<th>steps to the goal<th>f at the end<th>reversed steps</tr>\n";
   for (const Player& p : players)
     out += fmt::format("<tr><td>{}<td>{}<td>{:.3g}<td>{:.0f} %</tr>\n", escaped_markup(p.name), outcome(p.shown),
                        p.shown.f.back(), 100 * p.shown.turned);
   out += "</table>\n<h2>The same over a grid of learning rates</h2>\n";
+  std::set<std::string> seen;
   for (const Player& p : players) {
-    out += fmt::format("<h3>{}</h3><div class=\"small\">\n", escaped_markup(p.name));
+    if (!seen.insert(p.but_lr).second) continue;
+    out += fmt::format("<h3>{}</h3><div class=\"small\">\n", escaped_markup(p.but_lr));
     for (size_t k = 0; k < o.grid.size(); ++k)
-      out +=
-          panel(land, {{p.name, &p.grid[k]}}, 220, 150, fmt::format("lr {:g}: {}", o.grid[k], outcome(p.grid[k])), 300);
+      out += small_panel(land, p.grid[k], fmt::format("lr {:g}: {}", o.grid[k], outcome(p.grid[k])));
     out += "</div>\n";
   }
   return out + R"(<script>
-const lines = [...document.querySelectorAll("#main polyline")].map(e => [e, e.getAttribute("points").split(" ")]);
-const slider = document.getElementById("step");
+const ways = [...document.querySelectorAll("#main .way")].map(e => [e, e.getAttribute("points").split(" ")]);
+const slider = document.getElementById("step"), steps = +document.getElementById("main").dataset.steps;
 slider.oninput = () => {
-  document.getElementById("n").textContent = slider.value;
-  for (const [e, points] of lines) e.setAttribute("points", points.slice(0, +slider.value + 1).join(" "));
+  document.getElementById("n").textContent = Math.floor(slider.value * steps / slider.max);
+  for (const [e, points] of ways) e.setAttribute("points", points.slice(0, +slider.value + 1).join(" "));
 };
 </script>
 )";
@@ -196,13 +297,19 @@ int play(const Options& o) {
   const Landscape& land = find_entry(landscapes(), "function", o.function);
   if (!o.start.empty() && o.start.size() != land.start.size())
     fail(Exit::usage, "--start: {} has {} weights, got {}", land.name, land.start.size(), o.start.size());
+  for (const double w : o.start)
+    if (!std::isfinite(w)) fail(Exit::usage, "--start: expected finite numbers, got {}", w);
+  for (const double lr : o.grid)
+    if (!std::isfinite(lr)) fail(Exit::usage, "--grid: expected finite learning rates, got {}", lr);
+  std::error_code error;  // of a folder that cannot be read: require_replaceable tells
+  if (!o.html.empty() && fs::weakly_canonical(o.html, error) == fs::weakly_canonical(o.svg, error))
+    fail(Exit::usage, "--html and --svg both name {}: a page and a drawing are two files", escaped(o.html));
   if (!o.html.empty()) require_replaceable(o.html, kBeginning, "page of `linnet play`");
   if (!o.svg.empty()) require_replaceable(o.svg, kSvgBeginning, "SVG drawing");
   std::vector<Player> players;
   for (const std::string& text : o.optimizers) players.push_back(play_one(land, o, text));
-  if (!o.html.empty()) write_file_atomically(o.html, page(land, o, players), Exit::failure);
-  if (!o.svg.empty())
-    write_file_atomically(o.svg, panel(land, shown_of(players), 720, 480, std::string(land.summary)), Exit::failure);
+  if (!o.html.empty()) write_file_atomically(o.html, page(land, o, players), Exit::checkpoint);
+  if (!o.svg.empty()) write_file_atomically(o.svg, panel(land, shown_of(players), land.summary), Exit::checkpoint);
   if (o.json) {
     nlohmann::ordered_json out = {{"function", land.name},
                                   {"goal", land.goal},

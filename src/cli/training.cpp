@@ -112,6 +112,7 @@ void TrainingOptions::check() const {
   seconds_of(max_time);
   if (!profile.empty() && std::filesystem::exists(profile))
     fail(Exit::usage, "--profile {}: there is a file already; name another one or remove it", profile);
+  if (!profile.empty()) require_absent(profile);  // also: its folder takes a file
 }
 
 void TrainingOptions::add_to(CLI::App& verb, bool fresh) {

@@ -140,12 +140,28 @@ void write_file_atomically(const fs::path& path, std::string_view content, Exit 
   write_file_atomically(path, std::span(&content, 1), exit);
 }
 
+namespace {
+
+// Nothing but making a file says so: permissions are not all, a file system may be read-only.
+void require_writable(const fs::path& path) {
+  const fs::path parent = path.has_parent_path() ? path.parent_path() : ".";
+  const Fd folder(uninterrupted([&] { return ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  if (folder.get() < 0 || !Temporary(folder.get()).file().created())
+    fail(Exit::checkpoint, "cannot write {}: no file can be made in the folder {}: {}; make the folder or name another",
+         escaped(path.string()), escaped(parent.string()), std::strerror(errno));
+}
+
+}  // namespace
+
 void require_absent(const fs::path& path) {
-  if (fs::exists(path)) fail(Exit::usage, "{} exists; remove it or choose another name", escaped(path.string()));
+  std::error_code error;  // of a folder that cannot be searched: require_writable tells
+  if (fs::exists(path, error)) fail(Exit::usage, "{} exists; remove it or choose another name", escaped(path.string()));
+  require_writable(path);
 }
 
 void require_replaceable(const fs::path& path, std::string_view beginning, const std::string& kind) {
-  if (!fs::exists(path)) return;
+  std::error_code error;
+  if (!fs::exists(path, error)) return require_writable(path);
   std::string start(beginning.size(), 0);
   if (fs::is_regular_file(path)) {
     const InputFile file(path, Exit::usage);
@@ -154,6 +170,7 @@ void require_replaceable(const fs::path& path, std::string_view beginning, const
   }
   if (start != beginning)
     fail(Exit::usage, "{} exists and is no {}; choose another file", escaped(path.string()), kind);
+  require_writable(path);
 }
 
 }  // namespace linnet

@@ -95,7 +95,8 @@ void write_file_atomically(const std::filesystem::path& path, std::span<const st
 void write_file_atomically(const std::filesystem::path& path, std::string_view content, Exit exit);
 
 // Asked before the work whose result goes to `path`: nothing is there (require_absent), or at most a regular file whose
-// beginning says that it is of the kind to be written, which may be made anew. Else Error(Exit::usage).
+// beginning says that it is of the kind to be written, which may be made anew. Else Error(Exit::usage). Both also try
+// whether its folder takes a new file; else Error(Exit::checkpoint).
 void require_absent(const std::filesystem::path& path);
 void require_replaceable(const std::filesystem::path& path, std::string_view beginning, const std::string& kind);
 

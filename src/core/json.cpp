@@ -85,8 +85,9 @@ class TreeBuilder : public JsonEvents {
 
 }  // namespace
 
-bool JsonEvents::parse_error(size_t, const std::string&, const nlohmann::json::exception& error) {
-  fail(exit_, "{}: expected JSON, got: {}", place_, escaped(error.what()));
+bool JsonEvents::parse_error(size_t byte, const std::string& token, const nlohmann::json::exception&) {
+  fail(exit_, "{}: expected JSON, got something else at its byte {}{}", place_, byte,
+       token.empty() || token == "<EOF>" ? "" : fmt::format(" ('{}')", escaped(token, 40)));
 }
 
 void JsonEvents::scan(std::string_view text) {

@@ -1,5 +1,6 @@
 // The checks `data` and `batch`: what the net is given.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <string_view>
@@ -88,25 +89,53 @@ CheckResult check_data(const Subject& s) {
 
 namespace {
 
-// Two pixels a character: the upper one is the half block's colour, the lower one the background's. Plain: a grey
-// scale.
-std::string draw_images(const std::vector<uint8_t>& rgb, int width, int height, const Terminal& terminal) {
-  std::string out;
-  const auto at = [&](int y, int x) { return &rgb[3 * (size_t(y) * size_t(width) + size_t(x))]; };
-  for (int y = 0; y + 1 < height; y += 2) {
-    for (int x = 0; x < width; ++x) {
-      const uint8_t *a = at(y, x), *b = at(y + 1, x);
-      if (terminal.utf8)
-        out += fmt::format("\x1b[38;2;{};{};{};48;2;{};{};{}m▀", a[0], a[1], a[2], b[0], b[1], b[2]);
-      else
-        out += " .:-=+*#%@"[(a[0] + a[1] + a[2] + b[0] + b[1] + b[2]) * 9 / (6 * 255)];
-    }
-    out += terminal.utf8 ? "\x1b[0m\n" : "\n";
-  }
-  return out;
+constexpr int kAcross = 4, kDown = 2, kNarrowest = 12;  // images; characters that show what is in one
+
+// A pixel of an image of `to` x `to_height` pixels made from a larger one: the mean of those that it covers.
+std::array<int, 3> shrunk_pixel(const std::vector<uint8_t>& rgb, int width, int height, int to, int to_height, int x,
+                                int y) {
+  const int x0 = x * width / to, x1 = std::max(x0 + 1, (x + 1) * width / to);
+  const int y0 = y * height / to_height, y1 = std::max(y0 + 1, (y + 1) * height / to_height);
+  std::array<int, 3> sum{};
+  for (int r = y0; r < y1; ++r)
+    for (int c = x0; c < x1; ++c)
+      for (size_t k = 0; k < 3; ++k) sum[k] += rgb[3 * (size_t(r) * size_t(width) + size_t(c)) + k];
+  for (int& s : sum) s /= (x1 - x0) * (y1 - y0);
+  return sum;
 }
 
 }  // namespace
+
+// Two pixels a character: the upper one is the half block's colour, the lower one the background's. Plain: a grey
+// scale.
+std::string draw_images(const std::vector<std::vector<uint8_t>>& rgb, int width, int height, const Terminal& terminal,
+                        bool colours) {
+  const bool blocks = terminal.utf8 && colours;
+  const int columns = std::max(terminal.columns, 1);
+  const int across = std::clamp((columns + 1) / (kNarrowest + 1), 1, kAcross);
+  const int wide = std::max(1, std::min(width, (columns - (across - 1)) / across));
+  const int lines = std::max(1, wide * height / width / 2);
+  std::string out;
+  for (size_t first = 0; first < rgb.size() && first < size_t(kDown * across); first += size_t(across)) {
+    const size_t end = std::min(rgb.size(), first + size_t(across));
+    if (first > 0) out += "\n";
+    for (int line = 0; line < lines; ++line) {
+      for (size_t n = first; n < end; ++n) {
+        if (n > first) out += blocks ? "\x1b[0m " : " ";
+        for (int x = 0; x < wide; ++x) {
+          const auto a = shrunk_pixel(rgb[n], width, height, wide, 2 * lines, x, 2 * line);
+          const auto b = shrunk_pixel(rgb[n], width, height, wide, 2 * lines, x, 2 * line + 1);
+          if (blocks)
+            out += fmt::format("\x1b[38;2;{};{};{};48;2;{};{};{}m▀", a[0], a[1], a[2], b[0], b[1], b[2]);
+          else
+            out += " .:-=+*#%@"[(a[0] + a[1] + a[2] + b[0] + b[1] + b[2]) * 9 / (6 * 255)];
+        }
+      }
+      out += blocks ? "\x1b[0m\n" : "\n";
+    }
+  }
+  return out;
+}
 
 CheckResult check_batch(const Subject& s) {
   constexpr int64_t kImages = 256;
@@ -126,26 +155,21 @@ CheckResult check_batch(const Subject& s) {
   for (const float v : x) sum += double(v), squares += double(v) * double(v);
   const double mean = sum / double(x.size()), deviation = std::sqrt(squares / double(x.size()) - mean * mean);
 
-  // As many images side by side as fit, back in the colours that they had.
-  const int most = std::max(1, std::min(s.terminal.columns, 160) / (width + 1));
-  const auto shown = int(std::min<int64_t>(most, batch.dim(0)));
-  std::vector<uint8_t> rgb(size_t(height * shown * (width + 1) * 3), 0);
-  for (int n = 0; n < shown; ++n)
-    for (int y = 0; y < height; ++y)
-      for (int c = 0; c < width; ++c)
-        for (int k = 0; k < 3; ++k) {
-          const auto channel = size_t(std::min(k, channels - 1));
-          const double v =
-              double(x[(size_t(n * height + y) * size_t(width) + size_t(c)) * size_t(channels) + channel]) *
-                  config.data.std[channel] +
-              config.data.mean[channel];
-          rgb[3 * ((size_t(y) * size_t(shown) + size_t(n)) * size_t(width + 1) + size_t(c)) + size_t(k)] =
-              std::isfinite(v) ? uint8_t(std::clamp(std::lround(v * 255), 0L, 255L)) : 0;
-        }
+  // Back in the colours that they had.
+  const auto pixels = size_t(height * width);
+  std::vector<std::vector<uint8_t>> shown(size_t(std::min<int64_t>(kAcross * kDown, batch.dim(0))));
+  for (size_t n = 0; n < shown.size(); ++n)
+    for (size_t i = 0; i < pixels; ++i)
+      for (int k = 0; k < 3; ++k) {
+        const auto channel = size_t(std::min(k, channels - 1));
+        const double v = double(x[(n * pixels + i) * size_t(channels) + channel]) * config.data.std[channel] +
+                         config.data.mean[channel];
+        shown[n].push_back(std::isfinite(v) ? uint8_t(std::clamp(std::lround(v * 255), 0L, 255L)) : 0);
+      }
   const bool finite = std::isfinite(mean) && std::isfinite(deviation);
   return verdict(finite && std::fabs(mean) < 1 && deviation > 0.25 && deviation < 4,
                  fmt::format("{} augmented images: mean {:.3f}, deviation {:.3f}", batch.dim(0), mean, deviation),
-                 draw_images(rgb, shown * (width + 1), height, s.terminal));
+                 draw_images(shown, width, height, s.terminal, s.colours));
 }
 
 }  // namespace linnet

@@ -42,20 +42,33 @@ CheckResult check_loss(const Subject& s) {
   const double first = loss_of(trainer.net(), fixed, true);
   const ShortRun run = train_steps(trainer, kSteps);
   const std::string picture = curve(s, "loss of each batch", run.column("train/loss"));
-  if (!run.diverged.empty()) return verdict(false, "exploding: " + run.diverged, picture);
-  const double last = loss_of(trainer.net(), fixed, true);
-  std::string text = fmt::format("first loss {:.3f} (ln {} is {:.3f}); {:.3f} after {} batches", first,
-                                 s.data.train.classes, chance, last, run.steps.size());
   const bool start = first > chance / 2 && first < 2 * chance;
+  std::string text, advice;
+  const auto fault = [&](const std::string& what, const std::string& cure) {
+    text += (text.empty() ? "" : ": ") + what;
+    advice += (advice.empty() ? "" : "; ") + cure;
+  };
+  const std::string too_fast =
+      "it rises: divide optimizer.lr by 10, or use schedule.warmup = 1 or optimizer.clip_norm = 1";
+  if (!run.diverged.empty()) fault("exploding: " + run.diverged, too_fast);
+  const double last = run.diverged.empty() ? loss_of(trainer.net(), fixed, true) : NAN;
+  text += fmt::format("{}first loss {:.4g} (ln {} is {:.4g})", text.empty() ? "" : "; ", first, s.data.train.classes,
+                      chance);
+  if (run.diverged.empty()) text += fmt::format("; {:.4g} after {} batches", last, run.steps.size());
+  if (!start)
+    fault("the first loss is far from chance",
+          first > chance ? "the first loss is too high: smaller first weights in the last layer, or batch norm"
+                         : "the first loss is too low: the net knows the labels already; look for them in the images");
+  if (!run.diverged.empty()) return {CheckResult::Verdict::fail, text, picture, advice};
   // A large learning rate may throw the loss up for a while and yet train well: that is a note, unless it goes far.
   const std::vector<double> losses = run.column("train/loss");
   const auto tail = std::span(losses).last(std::min<size_t>(10, losses.size()));
   const double end = std::accumulate(tail.begin(), tail.end(), 0.0) / double(tail.size());
   const bool falls = last<first - 1e-4 * chance, rises = last> first + 0.05 * chance, far = !(end < 2 * first);
-  if (!start) text += ": the first loss is far from chance";
-  if (!falls)
-    text += rises ? far ? ": rising" : " (it rises at first: a smaller rate or a longer warmup is safer)" : ": flat";
-  return verdict(start && (falls || (rises && !far)), text, picture);
+  if (!falls && !rises) fault("flat", "it is flat: multiply optimizer.lr by 10, and look at the check `flow`");
+  if (!falls && rises && far) fault("rising", too_fast);
+  if (!falls && rises && !far) text += " (it rises at first: a smaller rate or a longer warmup is safer)";
+  return {advice.empty() ? CheckResult::Verdict::pass : CheckResult::Verdict::fail, text, picture, advice};
 }
 
 CheckResult check_overfit(const Subject& s) {
@@ -110,12 +123,12 @@ void shuffle_labels(Images& images, uint64_t seed) {
 constexpr int64_t kLearnSteps = 100, kLearnBatch = 64;
 
 // Accuracy on the held-out images after a short training.
-double learnt(const Subject& s, const RunData& data, std::string& diverged) {
+double learnt(const Subject& s, const RunData& data, int64_t steps, std::string& diverged) {
   Config config = with_adam(plain_config(s.config));
   config.train.batch_size = kLearnBatch;
   const RunData shown{.train = data.train, .val = {}, .test = data.test, .notes = {}};
   Trainer trainer(config, s.backend, shown);
-  const ShortRun run = train_steps(trainer, kLearnSteps);
+  const ShortRun run = train_steps(trainer, steps);
   if (diverged.empty()) diverged = run.diverged;
   const BatchSource val = upload_source(s.backend, data.val, config.data.mean, config.data.std);
   return trainer.net().evaluate(val, config.train.eval_batch_size, data.val.classes).acc;
@@ -132,22 +145,34 @@ CheckResult check_labels(const Subject& s) {
   std::vector<double> counts(size_t(data.val.classes), 0);
   for (const int32_t label : data.val.labels) ++counts[size_t(label)];
   const double n = double(data.val.size()), chance = std::ranges::max(counts) / n;
-  const double limit = chance + 4 * std::sqrt(chance * (1 - chance) / n);
+  const double sigma = std::sqrt(chance * (1 - chance) / n), limit = chance + 4 * sigma;
   std::string diverged;
-  const double with_true = learnt(s, data, diverged);
+  int64_t steps = kLearnSteps;
+  double with_true = learnt(s, data, steps, diverged);
+  if (with_true <= limit && diverged.empty()) {  // a slow net on few images needs longer
+    steps *= 4;
+    with_true = learnt(s, data, steps, diverged);
+  }
   shuffle_labels(data.train, 1);
   shuffle_labels(data.val, 2);
-  const double with_shuffled = learnt(s, data, diverged);
+  const double with_shuffled = learnt(s, data, steps, diverged);
   const std::string picture = draw_bars(
       {{"true labels", 100 * with_true}, {"shuffled", 100 * with_shuffled}, {"limit", 100 * limit}}, s.terminal);
-  if (!diverged.empty()) return verdict(false, diverged, picture);
-  std::string text = fmt::format(
-      "{:.1f} % of {:.0f} held-out images with true labels, {:.1f} % with shuffled ones; chance "
+  if (!diverged.empty())
+    return {CheckResult::Verdict::fail, diverged, picture, "the net does not train: see the check `overfit`"};
+  const std::string text = fmt::format(
+      "{:.1f} % of {:.0f} held-out images with true labels after {} steps, {:.1f} % with shuffled ones; chance "
       "is {:.1f} % (4 sigma: {:.1f} %)",
-      100 * with_true, n, 100 * with_shuffled, 100 * chance, 100 * limit);
-  if (with_true <= limit) text += ": the true labels teach nothing";
-  if (with_shuffled > limit) text += ": shuffled labels can be learnt";
-  return verdict(with_true > limit && with_shuffled <= limit, text, picture);
+      100 * with_true, n, steps, 100 * with_shuffled, 100 * chance, 100 * limit);
+  if (with_shuffled > limit)
+    return {CheckResult::Verdict::fail, text + ": shuffled labels can be learnt", picture,
+            "images are in both parts: see the check `data`"};
+  if (with_true > limit) return verdict(true, text, picture);
+  // Above chance, but not so far that chance is out of the question.
+  if (with_true > chance + 2 * sigma)
+    return {CheckResult::Verdict::skipped, text + ": too few images to tell chance from learning", picture};
+  return {CheckResult::Verdict::fail, text + ": the true labels teach nothing", picture,
+          "the labels do not belong to the images, or the net cannot learn: see the checks `overfit` and `data`"};
 }
 
 CheckResult check_eval(const Subject& s) {

@@ -18,6 +18,11 @@ std::string list_of(const std::vector<std::string>& names) {
   return out + (names.size() > 4 ? fmt::format(" and {} more", names.size() - 4) : "");
 }
 
+// Norms and ratios span decades.
+std::string log_bars(const std::vector<Bar>& bars, const Terminal& terminal) {
+  return "(the bars are logarithmic)\n" + draw_bars(bars, terminal, true);
+}
+
 // The share of an activation's channels that are 0 for every image and place.
 double dead_share(Backend& backend, const Tensor& y) {
   const std::vector<float> values = on_host(backend, y);
@@ -71,7 +76,7 @@ CheckResult check_flow(const Subject& s) {
   const bool passed = text.empty();
   return verdict(passed,
                  passed ? fmt::format("norms of the layers' gradients from {:.3g} to {:.3g}", least, most) : text,
-                 draw_bars(bars, s.terminal, true));
+                 log_bars(bars, s.terminal));
 }
 
 namespace {
@@ -170,7 +175,7 @@ CheckResult check_gradient(const Subject& s) {
                  wrong.empty() ? fmt::format("{} parameters in double precision: relative error {:.1e} at most",
                                              lines.size(), worst)
                                : fmt::format("wrong by more than 2 %: {}", list_of(wrong)),
-                 draw_bars(bars, s.terminal, true));
+                 log_bars(bars, s.terminal));
 }
 
 CheckResult check_updates(const Subject& s) {
@@ -220,8 +225,7 @@ CheckResult check_updates(const Subject& s) {
   if (!still.empty()) text += "; not trained: " + list_of(still);
   if (!overwritten.empty())
     text += fmt::format("; a step beyond {} times the weights in {}", kOverwritten, list_of(overwritten));
-  return verdict(still.empty() && overwritten.empty() && diverged.empty(), text + diverged,
-                 draw_bars(bars, s.terminal, true));
+  return verdict(still.empty() && overwritten.empty() && diverged.empty(), text + diverged, log_bars(bars, s.terminal));
 }
 
 }  // namespace linnet

@@ -15,13 +15,15 @@ struct Subject {
   const Config& config;
   Backend& backend;
   const RunData& data;
-  Terminal terminal;  // for the pictures
+  Terminal terminal;    // for the pictures
+  bool colours = true;  // may they have colours
 };
 
 struct CheckResult {
   enum class Verdict { pass, fail, skipped } verdict;
-  std::string text;     // what was found, with its numbers
-  std::string picture;  // lines for a terminal; may be empty
+  std::string text;         // what was found, with its numbers
+  std::string picture;      // lines for a terminal; may be empty
+  std::string advice = {};  // what to do about this fault; empty: what the check's entry says
 };
 inline CheckResult verdict(bool passed, std::string text, std::string picture = "") {
   return {passed ? CheckResult::Verdict::pass : CheckResult::Verdict::fail, std::move(text), std::move(picture)};
@@ -29,7 +31,7 @@ inline CheckResult verdict(bool passed, std::string text, std::string picture = 
 
 struct CheckEntry {
   std::string_view name, summary;
-  std::string_view advice;  // what to do when it fails
+  std::string_view advice;  // what to do when it fails; empty: the result says it, for each fault
   CheckResult (*run)(const Subject&);
 };
 // In the order in which they are best read: each takes for granted what those before it have shown.
@@ -84,5 +86,8 @@ std::vector<float> on_host(Backend&, const Tensor&);  // f32
 double norm_of(std::span<const float>);
 // "layer1.0.conv1" of "layer1.0.conv1.weight".
 std::string layer_name(const std::string& param);
+// Images side by side and below each other, small enough for the terminal's width.
+std::string draw_images(const std::vector<std::vector<uint8_t>>& rgb, int width, int height, const Terminal&,
+                        bool colours);
 
 }  // namespace linnet

@@ -30,6 +30,7 @@ const std::vector<Landscape>& landscapes() {
       {"bowl",
        "w1^2 + w2^2: the same slope on all sides",
        {4, 2},
+       {{0, 0}},
        [](const W& w) { return square(w[0]) + square(w[1]); },
        [](int64_t, const W& w) {
          return W{2 * w[0], 2 * w[1]};
@@ -41,6 +42,7 @@ const std::vector<Landscape>& landscapes() {
       {"ravine",
        "w1^2 + 10 w2^2: ten times as steep across as along",
        {4, 2},
+       {{0, 0}},
        [](const W& w) { return square(w[0]) + 10 * square(w[1]); },
        [](int64_t, const W& w) {
          return W{2 * w[0], 20 * w[1]};
@@ -52,6 +54,7 @@ const std::vector<Landscape>& landscapes() {
       {"rosenbrock",
        "(1 - w1)^2 + 100 (w2 - w1^2)^2: a bent, flat valley to (1, 1)",
        {-1.2, 1},
+       {{1, 1}},
        [](const W& w) { return square(1 - w[0]) + 100 * square(w[1] - square(w[0])); },
        [](int64_t, const W& w) {
          const double d = w[1] - square(w[0]);
@@ -64,6 +67,7 @@ const std::vector<Landscape>& landscapes() {
       {"saddle",
        "w1^2 - w2^2 + w2^4/4: flat at (0, 0), minima at w2 = +-sqrt 2",
        {1, 0.001},
+       {{0, std::sqrt(2)}, {0, -std::sqrt(2)}},
        [](const W& w) { return square(w[0]) - square(w[1]) + square(square(w[1])) / 4; },
        [](int64_t, const W& w) {
          return W{2 * w[0], -2 * w[1] + w[1] * w[1] * w[1]};
@@ -76,6 +80,7 @@ const std::vector<Landscape>& landscapes() {
       {"beale",
        "Beale's function: plateaus and steep walls, minimum at (3, 0.5)",
        {1, 1},
+       {{3, 0.5}},
        [](const W& w) { return square(beale_term(0, w)) + square(beale_term(1, w)) + square(beale_term(2, w)); },
        [](int64_t, const W& w) {
          W g{0, 0};
@@ -93,6 +98,7 @@ const std::vector<Landscape>& landscapes() {
       {"bumpy",
        "w^2/20 + 0.5 (1 - cos 3w): one weight, a local minimum in every bump, the deepest at 0",
        {5.2},
+       {{0}},
        [](const W& w) { return square(w[0]) / 20 + 0.5 * (1 - std::cos(3 * w[0])); },
        [](int64_t, const W& w) { return W{w[0] / 10 + 1.5 * std::sin(3 * w[0])}; },
        0.01,
@@ -101,6 +107,7 @@ const std::vector<Landscape>& landscapes() {
       {"noisy",
        "0.02 w, a slope whose gradient is 0.02 with noise of deviation 0.01; goal: from 0.5 to 0.2",
        {0.5},
+       {},
        [](const W& w) { return 0.02 * w[0]; },
        [](int64_t t, const W&) { return W{0.02 + 0.01 * noise(t, 0)}; },
        0.02 * 0.2,
@@ -111,6 +118,7 @@ const std::vector<Landscape>& landscapes() {
       {"sparse",
        "(w1^2 + w2^2)/2, where w2 has a gradient in every tenth step only",
        {2, 2},
+       {{0, 0}},
        [](const W& w) { return (square(w[0]) + square(w[1])) / 2; },
        [](int64_t t, const W& w) {
          return W{w[0], t % 10 == 0 ? w[1] : 0};
@@ -131,38 +139,41 @@ Path walk(const Landscape& land, const OptimizerConfig& settings, int64_t steps,
   };
   // After it has left, the gradient is 0: the numbers stay what they are and the rest is cut off.
   bool left = false;
-  const Trace trace = trace_rule(make_rule(settings), path.w[0], steps,
+  const int64_t after = std::max<int64_t>(10, steps / 100);
+  const Trace trace = trace_rule(make_rule(settings), path.w[0], steps + after,
                                  [&](int64_t t, const W& w) {
                                    left = left || far(w);
                                    return left ? W(w.size(), 0.0) : land.gradient(t, w);
                                  },
                                  {.lr = settings.lr, .weight_decay = settings.weight_decay});
-  for (const W& w : trace.w) {
-    if (far(w)) {
-      path.diverged = true;
-      break;
-    }
-    path.w.push_back(w);
+  for (int64_t t = 0; t < steps && !path.diverged; ++t) {
+    path.diverged = far(trace.w[size_t(t)]);
+    if (!path.diverged) path.w.push_back(trace.w[size_t(t)]);
   }
-  int64_t turns = 0;
   for (size_t t = 0; t < path.w.size(); ++t) {
     path.f.push_back(land.f(path.w[t]));
     if (!(path.f[t] < land.goal)) path.converged = int64_t(t) + 1;
-    if (t == 0) continue;
-    double length = 0;
-    bool turned = false;
-    for (size_t i = 0; i < path.w[t].size(); ++i) {
-      const double step = path.w[t][i] - path.w[t - 1][i];
-      length += square(step);
-      turned = turned || (t > 1 && step * (path.w[t - 1][i] - path.w[t - 2][i]) < 0);
-    }
-    turns += turned;
-    path.travelled += std::sqrt(length);
   }
-  if (path.diverged || path.converged == int64_t(path.w.size())) path.converged = -1;
+  bool stays = !path.diverged && path.converged <= steps;
+  for (int64_t t = steps; t < steps + after; ++t) stays = stays && land.f(trace.w[size_t(t)]) < land.goal;
+  if (!stays) path.converged = -1;
+  // Up to the goal: behind it the steps are rounding, and as many as were asked for.
+  const auto end = path.converged < 0 ? path.w.size() : size_t(path.converged) + 1;
+  int64_t turns = 0;
+  for (size_t t = 1; t < path.w.size(); ++t) {
+    const auto step = [&](size_t at, size_t i) { return path.w[at][i] - path.w[at - 1][i]; };
+    double length = 0;
+    for (size_t i = 0; i < path.w[t].size(); ++i) length += square(step(t, i));
+    length = std::sqrt(length);
+    path.travelled += length;
+    bool turned = false;
+    for (size_t i = 0; t > 1 && i < path.w[t].size(); ++i)  // not where a weight only moves by rounding
+      turned = turned || (step(t, i) * step(t - 1, i) < 0 && std::fabs(step(t, i)) > 1e-12 * length);
+    turns += turned && t < end;
+  }
   for (size_t i = 0; i < path.w[0].size(); ++i) path.net += square(path.w.back()[i] - path.w[0][i]);
   path.net = std::sqrt(path.net);
-  path.turned = path.w.size() > 2 ? double(turns) / double(path.w.size() - 2) : 0;
+  path.turned = end > 2 ? double(turns) / double(end - 2) : 0;
   return path;
 }
 

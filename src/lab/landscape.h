@@ -14,6 +14,7 @@ namespace linnet {
 struct Landscape {
   std::string name, summary;
   std::vector<double> start;
+  std::vector<std::vector<double>> minima;  // the lowest places; none where f falls for ever
   double (*f)(const std::vector<double>& w);
   // At update t, from 1: a noisy or sparse one depends on it.
   std::vector<double> (*gradient)(int64_t t, const std::vector<double>& w);
@@ -29,10 +30,11 @@ struct Path {
   std::vector<double> f;
   int64_t converged = 0;          // steps after which f stays below the goal; -1: it does not
   bool diverged = false;          // not finite, or beyond 1e6
-  double turned = 0;              // share of the steps that reverse the one before in some weight
+  double turned = 0;              // share of the steps up to the goal that reverse the one before in some weight
   double travelled = 0, net = 0;  // the way's length, and from its start to its end
 };
-// From `start` (empty: the landscape's), in double.
+// From `start` (empty: the landscape's), in double. Whether f stays below the goal is seen for another max(10, 1 %)
+// steps, which are no part of the path: else one that swings through the goal could end there by chance.
 Path walk(const Landscape&, const OptimizerConfig&, int64_t steps, const std::vector<double>& start = {});
 
 // Lines of one height: pieces of two points each, by marching squares over a grid of n x n cells.

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
+
+#include "linnet/error.h"
 
 namespace linnet {
 
@@ -55,6 +58,16 @@ RangeTest range_test(Trainer& trainer, double first, double last, int64_t steps,
   return test;
 }
 
+std::vector<RangeTest> range_tests(Config config, Backend& backend, const RunData& data, double first, double last,
+                                   int64_t steps, int64_t seeds) {
+  std::vector<RangeTest> tests;
+  for (int64_t k = 0; k < seeds; ++k, ++config.train.seed) {
+    Trainer trainer(config, backend, data);
+    tests.push_back(range_test(trainer, first, last, steps));
+  }
+  return tests;
+}
+
 std::vector<double> smoothed(const std::vector<double>& y, size_t radius) {
   std::vector<double> out;
   for (size_t i = 0; i < y.size(); ++i) {
@@ -66,36 +79,107 @@ std::vector<double> smoothed(const std::vector<double>& y, size_t radius) {
   return out;
 }
 
-LrRange lr_range(const std::vector<double>& lr, const std::vector<double>& loss) {
+size_t smoothing_radius(int64_t steps) { return size_t(std::max<int64_t>(2, steps / 30)); }
+
+namespace {
+
+LrRange no_range(std::string doubt) {
   constexpr double none = std::numeric_limits<double>::quiet_NaN();
-  LrRange range{none, none, none};
-  if (loss.size() < 5) return range;
-  // Where the loss starts: over the first twentieth the rate is too small to matter.
-  double start = 0;
-  const size_t few = std::max<size_t>(3, loss.size() / 20);
-  for (size_t i = 0; i < few; ++i) start += loss[i] / double(few);
-  // Up to where it first rises well above its start: a net may come back from there, but not by a rate one wants.
-  const auto end = std::ranges::find_if(loss, [&](double y) { return y > 1.3 * start; });
-  const auto lowest = size_t(std::min_element(loss.begin(), end) - loss.begin());
-  const double fall = start - loss[lowest];
-  if (!(fall > 0.02 * start)) return range;
-  // The last places above these heights, before the lowest one: noise makes the first ones early.
-  const auto last_above = [&](double share) {
-    size_t at = 0;
-    for (size_t i = 0; i < lowest; ++i)
-      if (loss[i] > start - share * fall) at = i;
-    return lr[at];
+  return {none, none, none, std::move(doubt)};
+}
+
+// The curve that never rises and lies nearest to y (squares): where y rises, its mean ("pool adjacent violators").
+std::vector<double> falling_fit(std::span<const double> y) {
+  struct Level {
+    double mean;
+    size_t count;
   };
-  range.from = last_above(0.1);
-  range.to = last_above(0.9);
-  const size_t step = std::max<size_t>(1, loss.size() / 20);
-  double most = 0;
-  for (size_t i = step; i + step <= lowest; ++i) {
-    const double slope = (loss[i - step] - loss[i + step]) / std::log(lr[i + step] / lr[i - step]);
-    if (slope > most) most = slope, range.steepest = lr[i];
+  std::vector<Level> levels;
+  for (const double v : y) {
+    levels.push_back({v, 1});
+    while (levels.size() > 1 && levels[levels.size() - 2].mean < levels.back().mean) {
+      const Level last = levels.back();
+      levels.pop_back();
+      Level& l = levels.back();
+      l.mean = (l.mean * double(l.count) + last.mean * double(last.count)) / double(l.count + last.count);
+      l.count += last.count;
+    }
   }
-  if (std::isnan(range.steepest)) range.steepest = std::sqrt(range.from * range.to);
-  return range;
+  std::vector<double> out;
+  for (const Level& l : levels) out.insert(out.end(), l.count, l.mean);
+  return out;
+}
+
+}  // namespace
+
+LrRange lr_range(const std::vector<double>& lr, const std::vector<double>& loss, size_t radius) {
+  const std::string rises = "the loss rises from the first rates on, before it could fall";
+  const size_t n = loss.size(), window = 2 * radius + 1;
+  if (n <= window + radius) return no_range(rises);
+  // Where the loss starts: over the first places the rate is too small to matter. Where it leaps at once, it is not,
+  // and what falls later is a peak.
+  double start = 0;
+  for (size_t i = 0; i < window; ++i) start += loss[i] / double(window);
+  if (!(start <= 1.4 * loss[0])) return no_range(rises);
+  // Up to where it first rises well above its start: a net may come back from there, but not by a rate one wants.
+  const std::vector<double> curve = smoothed(loss, radius);
+  const auto above = std::ranges::find_if(curve, [&](double y) { return y > 1.3 * start; });
+  const auto end = size_t(above - curve.begin());
+  if (end <= window) return no_range(rises);
+  const auto first = curve.begin() + std::ptrdiff_t(radius);  // whole windows only: the others are noisier
+  const auto last = curve.begin() + std::ptrdiff_t(std::min(end, n - radius));
+  const auto lowest = size_t(std::min_element(first, last) - curve.begin());
+  const double fall = start - curve[lowest];
+  // The noise of one loss, from its steps between neighbours, and so of a mean over a window. The lowest of many means
+  // lies some deviations low by chance: of curves that are only noise, one in a hundred passes 5 (2 to 30 windows).
+  double squares = 0;
+  for (size_t i = 1; i < end; ++i) squares += (loss[i] - loss[i - 1]) * (loss[i] - loss[i - 1]);
+  const double noise = std::sqrt(squares / double(end - 1) / 2 / double(window));
+  const double clear = std::max(0.02 * start, 5 * noise);
+  if (!(fall > clear))
+    return no_range(fmt::format("no clear fall: the loss falls by {:.2g} at most, and below {:.2g} that may be noise",
+                                std::max(0.0, fall), clear));
+  std::vector<double> fit = falling_fit(std::span(curve).first(lowest + 1));
+  for (double& y : fit) y = std::min(y, start);  // what lies above is noise of the first, shorter windows
+  const auto fallen = [&](double share) {
+    const auto at = std::ranges::find_if(fit, [&](double y) { return y <= start - share * fall; });
+    return std::min(size_t(at - fit.begin()), lowest);
+  };
+  const size_t from = fallen(0.1), to = fallen(0.9);
+  // The fall over a decade around each place: over less, noise decides where it is steepest.
+  const auto half = size_t(std::max(1.0, std::round(0.5 * double(n - 1) / std::log10(lr[n - 1] / lr[0]))));
+  const auto fall_around = [&](size_t i) { return fit[i - std::min(i, half)] - fit[std::min(i + half, lowest)]; };
+  size_t steepest = from;
+  for (size_t i = from; i <= to; ++i)
+    if (fall_around(i) > fall_around(steepest)) steepest = i;
+  return {lr[from], lr[steepest], lr[to], ""};
+}
+
+SeedsRange seeds_range(const std::vector<RangeTest>& tests, size_t radius) {
+  SeedsRange all;
+  size_t shortest = SIZE_MAX;
+  for (const RangeTest& test : tests) {
+    all.seeds.push_back(lr_range(test.lr, test.loss, radius));
+    all.mean.diverged = all.mean.diverged || test.diverged;
+    shortest = std::min(shortest, test.lr.size());
+  }
+  for (size_t i = 0; i < shortest; ++i) {
+    double sum = 0;
+    for (const RangeTest& test : tests) sum += test.loss[i];
+    all.mean.lr.push_back(tests[0].lr[i]);
+    all.mean.loss.push_back(sum / double(tests.size()));
+  }
+  all.range = lr_range(all.mean.lr, all.mean.loss, radius);
+  if (!all.range.doubt.empty()) return all;
+  for (const auto& [field, name] : {std::pair{&LrRange::steepest, "steepest at"}, {&LrRange::to, "falls until"}}) {
+    double low = INFINITY, high = 0;  // of the seeds that show a fall by themselves
+    for (const LrRange& r : all.seeds)
+      if (r.doubt.empty()) low = std::min(low, r.*field), high = std::max(high, r.*field);
+    if (!(high > 10 * low)) continue;
+    all.range = no_range(fmt::format("the seeds disagree by more than a decade: {} {:.2g} to {:.2g}", name, low, high));
+    break;
+  }
+  return all;
 }
 
 }  // namespace linnet

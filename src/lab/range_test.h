@@ -1,6 +1,7 @@
 // The learning-rate range test (Smith 2017, "Cyclical Learning Rates"): train while the rate rises geometrically, and
 // see where the loss begins to fall and where it rises again.
 #pragma once
+#include <string>
 #include <vector>
 
 #include "linnet/trainer.h"
@@ -16,14 +17,31 @@ struct RangeTest {
 // state, data order. It ends early when a loss is not finite or above `worst` times the first one.
 RangeTest range_test(Trainer&, double first, double last, int64_t steps, double worst = 10);
 
+// The test with train.seed and the `seeds` - 1 after it: other first weights, another order.
+std::vector<RangeTest> range_tests(Config, Backend&, const RunData&, double first, double last, int64_t steps,
+                                   int64_t seeds);
+
 // The mean over the points at most `radius` places away: it does not lag behind, as a running average does.
 std::vector<double> smoothed(const std::vector<double>& y, size_t radius);
+size_t smoothing_radius(int64_t steps);
 
 // What a curve says. `from`: a tenth of the fall is done; `steepest`: the loss falls fastest against log lr; `to`: nine
-// tenths are done, beyond which steps become too large soon. NaN: the loss does not fall by 2 %.
+// tenths are done, beyond which steps become too large soon. from <= steepest <= to; or all are NaN, and `doubt` says
+// why no rate follows from the curve.
 struct LrRange {
   double from, steepest, to;
+  std::string doubt;
 };
-LrRange lr_range(const std::vector<double>& lr, const std::vector<double>& smooth_loss);
+// `loss` as measured: its noise must be seen, as a fall counts only where it is larger.
+LrRange lr_range(const std::vector<double>& lr, const std::vector<double>& loss, size_t radius);
+
+// The tests of several seeds together: the mean of their curves as far as all of them go, and what it says. Seeds that
+// disagree by more than a decade are a doubt, too.
+struct SeedsRange {
+  RangeTest mean;
+  LrRange range;
+  std::vector<LrRange> seeds;  // each by itself
+};
+SeedsRange seeds_range(const std::vector<RangeTest>&, size_t radius);
 
 }  // namespace linnet

@@ -63,9 +63,9 @@ double norm_at(const StepTrace& t) { return double(t.grad_norm); }
 }  // namespace
 
 BadStep parse_bad_step(std::string_view text, const std::string& origin) {
-  const Json json = parse_json(text, origin, Exit::checkpoint);
   BadStep bad;
   try {
+    const Json json = parse_json(text, origin, Exit::checkpoint);
     json.at("step").get_to(bad.step);
     json.at("epoch").get_to(bad.epoch);
     bad.loss = loss_of(json.at("loss"));
@@ -78,9 +78,14 @@ BadStep parse_bad_step(std::string_view text, const std::string& origin) {
                            .loss = number_of(s.at("loss")),
                            .lr = number_of(s.at("lr")),
                            .grad_norm = float(number_of(s.at("grad_norm")))});
-  } catch (const Json::exception& e) {
-    fail(Exit::checkpoint, "{}: expected what Linnet wrote of a step that was not finite: {}", origin,
-         escaped(e.what()));
+  } catch (const Error& e) {
+    fail(Exit::checkpoint, "{}. The file is damaged: what the run said when it ended stands in its summary.json",
+         e.what());
+  } catch (const Json::exception&) {
+    fail(Exit::checkpoint,
+         "{}: expected what Linnet writes of a step that was not finite, got other keys or values. The file is "
+         "damaged: what the run said when it ended stands in its summary.json",
+         origin);
   }
   return bad;
 }
@@ -148,7 +153,7 @@ std::string autopsy_text(const Autopsy& a, const Terminal& terminal) {
       bars.push_back(
           {(i == at ? "> " : "  ") + escaped(bad.tensors[i].what), bad.tensors[i].largest, count_text(bad.tensors[i])});
     text += fmt::format(
-        "\nlargest finite magnitude of that step's tensors{}\n",
+        "\nlargest finite magnitude of that step's tensors{} (the bars are logarithmic)\n",
         end - begin < bad.tensors.size() ? fmt::format(" ({} of {})", end - begin, bad.tensors.size()) : "");
     text += draw_bars(bars, terminal, true);
   }

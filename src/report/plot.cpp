@@ -18,11 +18,6 @@ namespace {
 
 // ---- Axes ----
 
-struct Tick {
-  double at;  // from 0 to 1 along the axis
-  std::string label;
-};
-
 // One axis: its range as drawn (of the logarithm, where that is drawn).
 struct Axis {
   bool log = false;
@@ -297,6 +292,8 @@ std::string draw_bars(const std::vector<Bar>& bars, const Terminal& terminal, bo
   }
   return out;
 }
+
+std::vector<Tick> axis_ticks(double low, double high, int count) { return ticks({.low = low, .high = high}, count); }
 
 // ---- SVG ----
 

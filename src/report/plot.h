@@ -1,6 +1,7 @@
 // Curves for a person: in a terminal's characters, or as a small SVG that stands by itself.
 #pragma once
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace linnet {
@@ -42,6 +43,13 @@ struct Bar {
 };
 // `log`: bars show the logarithm, six decades of it or as many as there are.
 std::string draw_bars(const std::vector<Bar>&, const Terminal&, bool log = false);
+
+// Round numbers from `low` to `high`, about `count` of them.
+struct Tick {
+  double at;  // from 0 to 1 along the axis
+  std::string label;
+};
+std::vector<Tick> axis_ticks(double low, double high, int count);
 
 // Words side by side, a new line where the next one does not fit.
 std::string wrap_words(const std::string& text, size_t width);

@@ -60,6 +60,8 @@ void open_run(const fs::path& run, const TrainedOptions& o, Trained& t) {
 
 void open_file(const fs::path& file, const TrainedOptions& o, Trained& t) {
   if (!fs::exists(file)) fail(Exit::usage, "there is no run folder and no weights file at {}", file.string());
+  if (o.model.empty() && file.extension() != ".safetensors")
+    fail(Exit::usage, "{}: expected the folder of a run, or a .safetensors file of weights", escaped(file.string()));
   if (o.model.empty())
     fail(Exit::usage, "{} is a weights file: say which model it belongs to with --model NAME (`linnet list models`)",
          file.string());

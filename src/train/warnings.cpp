@@ -50,7 +50,9 @@ const std::vector<WarningEntry>& warning_table() {
        "data verify"},
       {"W14", "training",
        "in two successive windows of 25 steps (or a row, if that is longer) the mean training loss is within 1 % of "
-       "ln(classes) and does not fall by 0.2 %; the warmup is not counted",
+       "ln(classes) and does not fall by 0.2 %; or it does not fall by 0.2 %, is within 2 % of the first window's 100 "
+       "steps later (of the first epoch's, in epochs of 25 steps or more), and above 0.9 ln(classes); the warmup is "
+       "not counted",
        "Nothing is learnt: try 3 to 10 times the learning rate, and check the labels, frozen groups and the first "
        "layers' gradients"},
       {"W15", "training",

@@ -9,9 +9,10 @@ namespace linnet {
 
 namespace {
 
-constexpr double kFlat = 0.01, kFalls = 0.002;  // of a loss near ln C
-constexpr int64_t kWindow = 25;                 // steps
-constexpr double kLow = 0.5;                    // of an accuracy
+constexpr double kFlat = 0.01, kFalls = 0.002;    // of a loss near ln C
+constexpr double kStands = 0.02, kMuch = 0.9;     // of the first loss; of ln C
+constexpr int64_t kWindow = 25, kPatience = 100;  // steps
+constexpr double kLow = 0.5;                      // of an accuracy
 constexpr size_t kSlow = 5, kLong = 10;
 
 std::vector<float> on_host(Backend& backend, const Tensor& x) {
@@ -46,7 +47,7 @@ void Watchdog::forget() {
   look_ = false;
   window_loss_ = 0;
   window_steps_ = 0;
-  window_mean_ = std::numeric_limits<double>::quiet_NaN();
+  first_mean_ = window_mean_ = std::numeric_limits<double>::quiet_NaN();
   recent_.clear();
   epochs_.clear();
   layers_.clear();
@@ -110,6 +111,11 @@ void Watchdog::judge_loss(const Row& row) {
     raise("W21", fmt::format("{:.0f} % of the steps up to step {} were clipped", 100 * share, row.step));
 }
 
+// Where nothing is learnt the loss need not be ln C: first weights may be sure of something, and wrong.
+bool Watchdog::stands(double first, double before, double now) const {
+  return std::fabs(now / first - 1) <= kStands && now > (1 - kFalls) * before && now > kMuch * chance_loss_;
+}
+
 // Means over windows of steps: the loss of one batch wanders about ln C, and one that falls passes it.
 void Watchdog::judge_flatness(const Row& row, int64_t steps) {
   window_loss_ += loss_ * double(steps);
@@ -118,9 +124,13 @@ void Watchdog::judge_flatness(const Row& row, int64_t steps) {
   const double mean = window_loss_ / double(window_steps_), before = std::exchange(window_mean_, mean);
   window_loss_ = 0;
   window_steps_ = 0;
+  if (std::isnan(first_mean_)) first_mean_ = mean, first_window_ = row.step;
   const auto near = [&](double loss) { return std::fabs(loss / chance_loss_ - 1) <= kFlat; };
   if (near(before) && near(mean) && mean > (1 - kFalls) * before)
     raise("W14", fmt::format("the training loss stays at {:.3f}, that of guessing, up to step {}", mean, row.step));
+  if (row.step - first_window_ >= kPatience && stands(first_mean_, before, mean))
+    raise("W14", fmt::format("the training loss is {:.4g} up to step {}, and was {:.4g} up to step {}", mean, row.step,
+                             first_mean_, first_window_));
 }
 
 void Watchdog::judge_epochs() {
@@ -141,6 +151,13 @@ void Watchdog::judge_epochs() {
 
   // The silent failures: no number is wrong, and yet nothing comes of it.
   const double loss = now["train/loss"], best_so_far = best_loss_;
+  // Whole epochs speak where a run has too few rows of steps. An epoch of few steps is noise.
+  if (epochs_.size() > 1 && double(now.epoch - 1) >= config_.schedule.warmup) {
+    const Row &first = epochs_.front(), &before = epochs_[epochs_.size() - 2];
+    if (now.step - before.step >= kWindow && stands(first["train/loss"], before["train/loss"], loss))
+      raise("W14", fmt::format("the training loss is {:.4g} in epoch {}, and was {:.4g} in epoch {}", loss, now.epoch,
+                               first["train/loss"], first.epoch));
+  }
   best_loss_ = std::fmin(best_loss_, loss);
   const bool hot = now["lr"] >= config_.optimizer.lr / 10;  // once it has cooled down, a flat loss is what is wanted
   if (flat_.reaches(int(kSlow), hot && train < 0.9 && loss > (1 - kFalls) * best_so_far))
