@@ -116,7 +116,7 @@ std::string draw_images(const std::vector<std::vector<uint8_t>>& rgb, int width,
   const int wide = std::max(1, std::min(width, (columns - (across - 1)) / across));
   const int lines = std::max(1, wide * height / width / 2);
   std::string out;
-  for (size_t first = 0; first < rgb.size() && first < size_t(kDown * across); first += size_t(across)) {
+  for (size_t first = 0; first < rgb.size() && first < size_t(kDown) * size_t(across); first += size_t(across)) {
     const size_t end = std::min(rgb.size(), first + size_t(across));
     if (first > 0) out += "\n";
     for (int line = 0; line < lines; ++line) {
@@ -156,7 +156,7 @@ CheckResult check_batch(const Subject& s) {
   const double mean = sum / double(x.size()), deviation = std::sqrt(squares / double(x.size()) - mean * mean);
 
   // Back in the colours that they had.
-  const auto pixels = size_t(height * width);
+  const auto pixels = size_t(height) * size_t(width);
   std::vector<std::vector<uint8_t>> shown(size_t(std::min<int64_t>(kAcross * kDown, batch.dim(0))));
   for (size_t n = 0; n < shown.size(); ++n)
     for (size_t i = 0; i < pixels; ++i)
