@@ -18,7 +18,7 @@ namespace {
 const BnKernels& kernels_for(DType type, Simd simd) {
   const bool half = type == DType::bf16;
 #ifdef __x86_64__
-  if (simd == Simd::avx512) return half ? bn_bf16_avx512 : bn_f32_avx512;
+  if (simd >= Simd::avx512) return half ? bn_bf16_avx512 : bn_f32_avx512;
 #endif
   (void)simd;
   return half ? bn_bf16_avx2 : bn_f32_avx2;

@@ -1,19 +1,20 @@
 // The CPU backend: the shared functors on a thread pool, oneDNN for convolution and matrix products.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "batch_norm.h"
+#include "conv3x3.h"
 #include "convolution.h"
 #include "cpu_info.h"
 #include "kernels/exec_cpu.h"
 #include "kernels/shared_backend.h"
 #include "src/backend/backends.h"
 #include "src/backend/batch_norm_with.h"
-#include "winograd.h"
 
 namespace linnet {
 
@@ -49,9 +50,13 @@ struct CpuReplay : Replay {
 class CpuBackend final : public SharedBackend<CpuExec> {
  public:
   CpuBackend(int threads, ConvMethod method)
-      : SharedBackend({nullptr}), pool_(threads), method_(method), convolutions_(pool_), winograd_(pool_, simd_) {
+      : SharedBackend({nullptr}),
+        pool_(threads),
+        method_(method),
+        convolutions_(pool_),
+        conv3x3_(pool_, method == ConvMethod::winograd ? std::min(simd_, Simd::avx512) : simd_) {
     exec_.pool = &pool_;
-    exec_.avx512 = simd_ == Simd::avx512;
+    exec_.avx512 = simd_ >= Simd::avx512;
   }
 
   Device device() const override { return Device::cpu; }
@@ -78,7 +83,7 @@ class CpuBackend final : public SharedBackend<CpuExec> {
 
   DType best_precision() const override { return has_fast_bf16() ? DType::bf16 : DType::f32; }
 
-  // Winograd where it applies (3x3, stride 1: nearly all of a ResNet), oneDNN for the rest.
+  // Own kernels where they apply (3x3, stride 1: nearly all of a ResNet), oneDNN for the rest.
   bool conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv, const Tensor* moments) override {
     if (x.dtype() == DType::fp16) {
       const Tensor wide_y = room(0, y);
@@ -86,11 +91,11 @@ class CpuBackend final : public SharedBackend<CpuExec> {
       cast(y, wide_y);
       return false;
     }
-    if (!takes_winograd(w.shape(), conv)) {
+    if (!takes_own(w.shape(), conv)) {
       convolutions_.forward(y, x, w, conv);
       return false;
     }
-    winograd_.forward(y, x, w, moments ? moments->data<double>() : nullptr);
+    conv3x3_.forward(y, x, w, moments ? moments->data<double>() : nullptr);
     return moments != nullptr;
   }
   void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) override {
@@ -99,15 +104,15 @@ class CpuBackend final : public SharedBackend<CpuExec> {
       conv_backward_data(wide_dx, widened(1, dy), widened(2, w), conv);
       return cast(dx, wide_dx);
     }
-    if (takes_winograd(w.shape(), conv))
-      winograd_.backward_data(dx, dy, w);
+    if (takes_own(w.shape(), conv))
+      conv3x3_.backward_data(dx, dy, w);
     else
       convolutions_.backward_data(dx, dy, w, conv);
   }
   void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv conv) override {
     if (x.dtype() == DType::fp16) return conv_backward_weight(dw, widened(1, dy), widened(2, x), conv);
-    if (takes_winograd(dw.shape(), conv))
-      winograd_.backward_weight(dw, dy, x);
+    if (takes_own(dw.shape(), conv))
+      conv3x3_.backward_weight(dw, dy, x);
     else
       convolutions_.backward_weight(dw, dy, x, conv);
   }
@@ -118,7 +123,7 @@ class CpuBackend final : public SharedBackend<CpuExec> {
       conv_backward(wide_dx, dw, widened(1, dy), widened(2, x), widened(3, w), conv, plus ? &wide_dx : nullptr);
       return cast(dx, wide_dx);
     }
-    if (takes_winograd(w.shape(), conv)) return winograd_.backward(dx, dw, dy, x, w, plus);
+    if (takes_own(w.shape(), conv)) return conv3x3_.backward(dx, dw, dy, x, w, plus);
     convolutions_.backward_weight(dw, dy, x, conv);
     if (!plus) return convolutions_.backward_data(dx, dy, w, conv);
     const Tensor own = extra_.like(*this, dx);
@@ -164,15 +169,13 @@ class CpuBackend final : public SharedBackend<CpuExec> {
     if (!scratch_ || scratch_->bytes < bytes) scratch_ = allocate(bytes);
     return scratch_->data;
   }
-  bool takes_winograd(const Shape& w, Conv conv) const {
-    return method_ != ConvMethod::direct && Winograd::takes(w, conv);
-  }
+  bool takes_own(const Shape& w, Conv conv) const { return method_ != ConvMethod::direct && Conv3x3::takes(w, conv); }
 
   ThreadPool pool_;
   ConvMethod method_;
   Simd simd_ = best_simd();
   Convolutions convolutions_;
-  Winograd winograd_;
+  Conv3x3 conv3x3_;
   Spare extra_;
   std::array<Spare, 4> wide_;
   std::shared_ptr<Block> scratch_;

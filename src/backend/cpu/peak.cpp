@@ -27,7 +27,7 @@ double best_seconds(int times, const F& f) {
 
 CpuPeak measure_cpu_peak(int threads) {
 #ifdef __x86_64__
-  const PeakKernel& kernel = best_simd() == Simd::avx512 ? peak_avx512 : peak_avx2;
+  const PeakKernel& kernel = best_simd() >= Simd::avx512 ? peak_avx512 : peak_avx2;
 #else
   const PeakKernel& kernel = peak_avx2;
 #endif

@@ -3,7 +3,7 @@
 
 namespace linnet {
 
-enum class Simd { avx2, avx512 };
-Simd best_simd();  // the widest that this processor has
+enum class Simd { avx2, avx512, amx };  // each has what the ones before it have; amx: matrix products of bf16 in tiles
+Simd best_simd();                       // the widest that this processor has, and that the system lets us use
 
 }  // namespace linnet

@@ -33,8 +33,8 @@
 // Layout. Vectors run along channels. A block of tiles is kept as [channels/16][tile][36 (+1)][16], so that a transform
 // writes one run of memory and the matrix products find everything at fixed distances.
 //
+#include "conv3x3_table.h"
 #include "simd.h"
-#include "winograd_table.h"
 
 namespace linnet {
 
@@ -42,8 +42,8 @@ namespace {
 
 constexpr int kRows = WINOGRAD_ROWS;
 constexpr int kBlock = WINOGRAD_BLOCK;
-constexpr int kGroup = kWinogradGroup;
-constexpr int kPositions = kWinogradPositions;
+constexpr int kGroup = kChannelGroup;
+constexpr int kPositions = 36;  // of a transformed 6x6 tile
 
 // A tile of one group. The 37th position is unused: 36 cache lines apart, tiles would compete for few of the cache's
 // sets.
@@ -128,14 +128,14 @@ template <int Size>
 struct Patch {
   int64_t image, row, column;  // of the first pixel; row and column are -1 where a patch reaches into the padding
 
-  Patch(const WinogradShape& s, int64_t tile) {
+  Patch(const Conv3x3Shape& s, int64_t tile) {
     const uint32_t wide = uint32_t(s.w + 3) / 4, high = uint32_t(s.h + 3) / 4;  // 32 bits: faster to divide
     const uint32_t line = uint32_t(tile) / wide;
     image = line / high;
     row = int64_t(line % high) * 4 - kRim;
     column = int64_t(uint32_t(tile) % wide) * 4 - kRim;
   }
-  void next(const WinogradShape& s) {
+  void next(const Conv3x3Shape& s) {
     column += 4;
     if (column + kRim < s.w) return;
     column = -kRim;
@@ -144,13 +144,13 @@ struct Patch {
     row = -kRim;
     ++image;
   }
-  bool whole(const WinogradShape& s) const {
+  bool whole(const Conv3x3Shape& s) const {
     return row >= 0 && column >= 0 && row + Size <= s.h && column + Size <= s.w;
   }
-  bool inside(const WinogradShape& s, int i, int j) const {
+  bool inside(const Conv3x3Shape& s, int i, int j) const {
     return uint64_t(row + i) < uint64_t(s.h) && uint64_t(column + j) < uint64_t(s.w);
   }
-  int64_t offset(const WinogradShape& s, int64_t channels) const {
+  int64_t offset(const Conv3x3Shape& s, int64_t channels) const {
     return ((image * s.h + row) * s.w + column) * channels;
   }
 
@@ -161,7 +161,7 @@ struct Patch {
 // Transforms the tiles first..end-1 of `in` [n,h,w,channels] into a block. Pixels outside the image are zero.
 // (Neighbours share two columns of a 6x6 patch; to transform those once was tried: stores are the limit, no gain.)
 template <int Size, void (*line)(const V (&)[Size], V (&)[6]), class T>
-void read_tiles(float* block, const T* in, const WinogradShape& s, int64_t channels, int64_t first, int64_t end) {
+void read_tiles(float* block, const T* in, const Conv3x3Shape& s, int64_t channels, int64_t first, int64_t end) {
   const int64_t row = s.w * channels;
   Patch<Size> patch(s, first);
   for (int64_t t = first; t < end; ++t, patch.next(s)) {
@@ -179,7 +179,7 @@ void read_tiles(float* block, const T* in, const WinogradShape& s, int64_t chann
   }
 }
 
-// The sums of a block of tiles, on the way to WinogradSums: [channels] each.
+// The sums of a block of tiles, on the way to Conv3x3Sums: [channels] each.
 struct BlockSums {
   float *shift, *sum, *squares;
   bool fresh;  // the shift is not known yet
@@ -187,7 +187,7 @@ struct BlockSums {
 
 // The outputs of a block (+ plus, unless null) to the tiles first..end-1 of `out` [n,h,w,channels], and their sums.
 template <class T, bool kSums, bool kPlus>
-void write_tiles(T* out, const T* plus, const float* block, const WinogradShape& s, int64_t channels, int64_t first,
+void write_tiles(T* out, const T* plus, const float* block, const Conv3x3Shape& s, int64_t channels, int64_t first,
                  int64_t end, BlockSums sums) {
   const int64_t row = s.w * channels;
   Patch<4> patch(s, first);
@@ -324,8 +324,18 @@ void prefetch(const T* a, int64_t channels, int64_t first, int64_t tiles, int p)
 
 // ---- What the driver calls ----
 
+// Tiles of 4x4 pixels.
+int64_t tiles(const Conv3x3Shape& s) { return s.n * ((s.h + 3) / 4) * ((s.w + 3) / 4); }
+
+int64_t filters_size(int64_t c, int64_t k) { return kPositions * c * k; }
+
 // Two inputs and an output of the products, the weight gradient's sums at all positions, sums for batch normalisation.
-int64_t scratch_size(int64_t c, int64_t k) { return (2 * c + k) / kGroup * kPlane + kPositions * c * k + 3 * (c + k); }
+int64_t scratch_size(const Conv3x3Shape& s) {
+  return (2 * s.c + s.k) / kGroup * kPlane + kPositions * s.c * s.k + 3 * (s.c + s.k);
+}
+
+// Both gradients at once save a transform of dy, but want the filters and as many sums in the cache together: 0.6 MB.
+constexpr int64_t kPairsAtOnce = 2048;
 
 // Vectors of filters run along their outputs, k, which lie 9 c numbers apart in w.
 template <class T>
@@ -357,7 +367,7 @@ void turned_filters(float* u, const void* w_, int64_t c, int64_t k, int64_t grou
 }
 
 // Adds a block's float sums to the piece's double ones.
-void take_sums(WinogradSums& total, const BlockSums& block, int64_t channels) {
+void take_sums(Conv3x3Sums& total, const BlockSums& block, int64_t channels) {
   for (int64_t c = 0; c < channels; ++c) {
     total.sum[c] += double(block.sum[c]);
     total.squares[c] += double(block.squares[c]);
@@ -366,8 +376,8 @@ void take_sums(WinogradSums& total, const BlockSums& block, int64_t channels) {
 }
 
 template <class T>
-void convolve(void* y_, const void* x_, const void* plus_, const float* u, const WinogradShape& s, int64_t first,
-              int64_t end, float* scratch, WinogradSums* sums) {
+void convolve(void* y_, const void* x_, const void* plus_, const float* u, const Conv3x3Shape& s, int64_t first,
+              int64_t end, float* scratch, Conv3x3Sums* sums) {
   T* y = static_cast<T*>(y_);
   const T *x = static_cast<const T*>(x_), *plus = static_cast<const T*>(plus_);
   float *v = scratch, *m = v + s.c / kGroup * kPlane, *rest = m + s.k / kGroup * kPlane;
@@ -398,7 +408,7 @@ void convolve(void* y_, const void* x_, const void* plus_, const float* u, const
 }
 
 // dw [k,3,3,c] from the sums over tiles at all positions.
-void write_weights(float* dw, const float* sums, const WinogradShape& s) {
+void write_weights(float* dw, const float* sums, const Conv3x3Shape& s) {
   for (int64_t c = 0; c < s.c; c += kLanes)
     for (int64_t k = 0; k < s.k; ++k) {
       const float* from = sums + (c / kGroup * s.k + k) * kGroup + c % kGroup;
@@ -410,7 +420,7 @@ void write_weights(float* dw, const float* sums, const WinogradShape& s) {
 
 // Both gradients, or that of the weights alone: they share the transform of dy.
 template <class T, bool kData>
-void backward_as(T* dx, float* dw, const T* dy, const T* x, const T* plus, const float* turned, const WinogradShape& s,
+void backward_as(T* dx, float* dw, const T* dy, const T* x, const T* plus, const float* turned, const Conv3x3Shape& s,
                  int64_t first, int64_t end, float* scratch) {
   float *vx = scratch, *vy = vx + s.c / kGroup * kPlane, *m = vy + s.k / kGroup * kPlane,
         *sums = m + s.c / kGroup * kPlane;
@@ -433,25 +443,25 @@ void backward_as(T* dx, float* dw, const T* dy, const T* x, const T* plus, const
 }
 
 template <class T>
-void weight_gradient(float* dw, const void* dy, const void* x, const WinogradShape& s, int64_t first, int64_t end,
+void weight_gradient(float* dw, const void* dy, const void* x, const Conv3x3Shape& s, int64_t first, int64_t end,
                      float* scratch) {
   backward_as<T, false>(nullptr, dw, static_cast<const T*>(dy), static_cast<const T*>(x), nullptr, nullptr, s, first,
                         end, scratch);
 }
 template <class T>
 void backward(void* dx, float* dw, const void* dy, const void* x, const void* plus, const float* turned,
-              const WinogradShape& s, int64_t first, int64_t end, float* scratch) {
+              const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch) {
   backward_as<T, true>(static_cast<T*>(dx), dw, static_cast<const T*>(dy), static_cast<const T*>(x),
                        static_cast<const T*>(plus), turned, s, first, end, scratch);
 }
 
 template <class T>
-constexpr WinogradKernels kWinograd = {kBlock,      scratch_size,       filters<T>, turned_filters<T>,
-                                       convolve<T>, weight_gradient<T>, backward<T>};
+constexpr Conv3x3Kernels kWinograd = {kBlock,     kPairsAtOnce,      tiles,       filters_size,       scratch_size,
+                                      filters<T>, turned_filters<T>, convolve<T>, weight_gradient<T>, backward<T>};
 
 }  // namespace
 
-extern const WinogradKernels SIMD_NAME(winograd_f32) = kWinograd<float>;
-extern const WinogradKernels SIMD_NAME(winograd_bf16) = kWinograd<Half>;
+extern const Conv3x3Kernels SIMD_NAME(winograd_f32) = kWinograd<float>;
+extern const Conv3x3Kernels SIMD_NAME(winograd_bf16) = kWinograd<Half>;
 
 }  // namespace linnet

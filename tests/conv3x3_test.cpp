@@ -1,5 +1,6 @@
-// Winograd's convolution against the direct sum in double precision, for every instruction set that this processor has.
-#include "src/backend/cpu/winograd.h"
+// The own 3x3 convolutions against the direct sum in double precision, for every instruction set that this processor
+// has.
+#include "src/backend/cpu/conv3x3.h"
 
 #include <gtest/gtest.h>
 
@@ -16,13 +17,16 @@ using Floats = std::vector<float>;
 
 std::vector<Simd> all_simd() {
   std::vector<Simd> all = {Simd::avx2};
-  if (best_simd() == Simd::avx512) all.push_back(Simd::avx512);
+  for (Simd simd : {Simd::avx512, Simd::amx})
+    if (simd <= best_simd()) all.push_back(simd);
   return all;
 }
 
-std::string name_of(const WinogradShape& s, Simd simd) {
+std::string name_of(const Conv3x3Shape& s, Simd simd) {
   return fmt::format("{}x{}x{}, {} to {} channels, {}", s.n, s.h, s.w, s.c, s.k,
-                     simd == Simd::avx2 ? "avx2" : "avx512");
+                     simd == Simd::avx2     ? "avx2"
+                     : simd == Simd::avx512 ? "avx512"
+                                            : "amx");
 }
 
 Floats noise(int64_t count, unsigned seed) {
@@ -54,7 +58,7 @@ Floats floats_of(const Tensor& t) {
 
 // Data, and room for results, which starts as NaN: what is not written fails every comparison.
 struct Case {
-  explicit Case(const WinogradShape& shape, DType type = DType::f32)
+  explicit Case(const Conv3x3Shape& shape, DType type = DType::f32)
       : s(shape),
         type(type),
         x(noise(s.n * s.h * s.w * s.c, 1)),
@@ -70,17 +74,17 @@ struct Case {
   }
 
   // All passes; then both gradients at once, which must give the same bits as one by one.
-  void run(Winograd& winograd) {
+  void run(Conv3x3& conv) {
     const Shape in{s.n, s.h, s.w, s.c}, out{s.n, s.h, s.w, s.k}, weights{s.k, 3, 3, s.c};
     const Tensor tx = tensor_of(x, in, type), tw = tensor_of(w, weights, type), tdy = tensor_of(dy, out, type);
     const Tensor ty = tensor_of(y, out, type), tdx = tensor_of(dx, in, type), tdw = tensor_of(dw, weights, DType::f32);
     const Tensor again = tensor_of(y, out, type), dx2 = tensor_of(dx, in, type),
                  dw2 = tensor_of(dw, weights, DType::f32);
-    winograd.forward(ty, tx, tw, moments.data());
-    winograd.backward_data(tdx, tdy, tw);
-    winograd.backward_weight(tdw, tdy, tx);
-    winograd.forward(again, tx, tw);
-    winograd.backward(dx2, dw2, tdy, tx, tw);
+    conv.forward(ty, tx, tw, moments.data());
+    conv.backward_data(tdx, tdy, tw);
+    conv.backward_weight(tdw, tdy, tx);
+    conv.forward(again, tx, tw);
+    conv.backward(dx2, dw2, tdy, tx, tw);
     y = floats_of(ty), dx = floats_of(tdx), dw = floats_of(tdw);
     const auto same = [](const Floats& a, const Floats& b) {
       return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -89,7 +93,7 @@ struct Case {
     EXPECT_TRUE(same(floats_of(dx2), dx) && same(floats_of(dw2), dw)) << "both gradients at once";
   }
 
-  WinogradShape s;
+  Conv3x3Shape s;
   DType type;
   Floats x, dy, w, y, dx, dw;
   std::vector<double> moments;
@@ -98,7 +102,7 @@ struct Case {
 struct Reference {
   std::vector<double> y, dx, dw;
   explicit Reference(const Case& t) : y(t.y.size()), dx(t.dx.size()), dw(t.dw.size()) {
-    const WinogradShape& s = t.s;
+    const Conv3x3Shape& s = t.s;
     for (int64_t n = 0; n < s.n; ++n)
       for (int64_t i = 0; i < s.h; ++i)
         for (int64_t j = 0; j < s.w; ++j)
@@ -148,7 +152,8 @@ void expect_moments(const Case& run, const std::vector<double>& y, double tolera
   }
 }
 
-void expect_right(const WinogradShape& shape, DType type = DType::f32) {
+void expect_right(const Conv3x3Shape& shape, DType type) {
+  SCOPED_TRACE(name_of(type));
   Case t(shape, type);
   const Reference wanted(t);
   // f32: the points 2 and -2 (winograd_kernel.h). bf16: the result is rounded once, by half a unit of 2^-8 at most.
@@ -157,8 +162,8 @@ void expect_right(const WinogradShape& shape, DType type = DType::f32) {
   for (Simd simd : all_simd()) {
     SCOPED_TRACE(name_of(shape, simd));
     Case run = t;
-    Winograd winograd(pool, simd);
-    run.run(winograd);
+    Conv3x3 conv(pool, simd);
+    run.run(conv);
     EXPECT_LE(error(run.y, wanted.y), tolerance);
     EXPECT_LE(error(run.dx, wanted.dx), tolerance);
     EXPECT_LE(error(run.dw, wanted.dw), 2e-5);
@@ -166,30 +171,29 @@ void expect_right(const WinogradShape& shape, DType type = DType::f32) {
   }
 }
 
-TEST(Winograd, EveryPairOfChannels) {
+void expect_right(const Conv3x3Shape& shape) {
+  expect_right(shape, DType::f32);
+  expect_right(shape, DType::bf16);
+}
+
+TEST(Conv3x3, EveryPairOfChannels) {
   for (int64_t c : {16, 32, 48, 64})
     for (int64_t k : {16, 32, 48, 64}) expect_right({5, 8, 9, c, k});
 }
 
-TEST(Winograd, Bf16) {
-  for (const WinogradShape& s :
-       {WinogradShape{5, 8, 9, 16, 48}, {3, 5, 7, 64, 32}, {2, 32, 32, 16, 16}, {17, 8, 8, 64, 64}})
-    expect_right(s, DType::bf16);
-}
-
-TEST(Winograd, EveryImageSize) {
+TEST(Conv3x3, EveryImageSize) {
   for (int64_t h : {1, 2, 3, 4, 5, 7, 8, 9, 16})
     for (int64_t w : {1, 2, 3, 4, 5, 7, 8, 9, 16}) expect_right({5, h, w, 16, 32});
 }
 
-TEST(Winograd, EveryBatch) {
+TEST(Conv3x3, EveryBatch) {
   for (int64_t n : {1, 2, 3, 5, 16, 17, 33}) {
     expect_right({n, 4, 4, 16, 16});
     expect_right({n, 7, 9, 48, 16});
   }
 }
 
-TEST(Winograd, LargeImages) {
+TEST(Conv3x3, LargeImages) {
   expect_right({1, 32, 32, 16, 16});
   expect_right({17, 32, 32, 16, 16});
   expect_right({5, 32, 16, 64, 48});
@@ -198,60 +202,65 @@ TEST(Winograd, LargeImages) {
   expect_right({1, 37, 50, 32, 16});
 }
 
-TEST(Winograd, ThreadsDoNotChangeTheBits) {
+TEST(Conv3x3, ThreadsDoNotChangeTheBits) {
   for (Simd simd : all_simd())
-    for (const WinogradShape& shape : {WinogradShape{17, 16, 16, 32, 48}, {5, 9, 7, 16, 16}, {33, 8, 8, 64, 64}}) {
-      SCOPED_TRACE(name_of(shape, simd));
-      ThreadPool alone(1);
-      Winograd one(alone, simd);
-      Case wanted(shape);
-      wanted.run(one);
-      for (int threads : {2, 3, 5}) {
-        ThreadPool pool(threads);
-        Winograd many(pool, simd);
-        Case got(shape);
-        got.run(many);
-        EXPECT_EQ(got.y, wanted.y) << threads << " threads";
-        EXPECT_EQ(got.dx, wanted.dx) << threads << " threads";
-        EXPECT_EQ(got.dw, wanted.dw) << threads << " threads";
+    for (DType type : {DType::f32, DType::bf16})
+      for (const Conv3x3Shape& shape : {Conv3x3Shape{17, 16, 16, 32, 48}, {5, 9, 7, 16, 16}, {33, 8, 8, 64, 64}}) {
+        SCOPED_TRACE(name_of(shape, simd) + ", " + name_of(type));
+        ThreadPool alone(1);
+        Conv3x3 one(alone, simd);
+        Case wanted(shape, type);
+        wanted.run(one);
+        for (int threads : {2, 3, 5}) {
+          ThreadPool pool(threads);
+          Conv3x3 many(pool, simd);
+          Case got(shape, type);
+          got.run(many);
+          EXPECT_EQ(got.y, wanted.y) << threads << " threads";
+          EXPECT_EQ(got.dx, wanted.dx) << threads << " threads";
+          EXPECT_EQ(got.dw, wanted.dw) << threads << " threads";
+        }
+      }
+}
+
+// Workspaces are kept: what an earlier, larger convolution left there, NaN too, must not show.
+TEST(Conv3x3, WorkspaceOfAnotherShapeDoesNotShow) {
+  for (Simd simd : all_simd())
+    for (DType type : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(name_of(type));
+      ThreadPool pool(2);
+      Conv3x3 fresh(pool, simd), used(pool, simd);
+      Case bad({17, 16, 16, 64, 64}, type);
+      for (Floats* v : {&bad.x, &bad.dy, &bad.w})
+        std::fill(v->begin(), v->end(), std::numeric_limits<float>::quiet_NaN());
+      bad.run(used);
+      EXPECT_TRUE(std::isnan(bad.y[0]) && std::isnan(bad.dx[0]) && std::isnan(bad.dw[0]));
+      for (const Conv3x3Shape& shape : {Conv3x3Shape{3, 5, 6, 32, 16}, {7, 2, 3, 16, 48}, {9, 8, 8, 64, 64}}) {
+        Case wanted(shape, type), got(shape, type);
+        wanted.run(fresh);
+        got.run(used);
+        EXPECT_EQ(got.y, wanted.y);
+        EXPECT_EQ(got.dx, wanted.dx);
+        EXPECT_EQ(got.dw, wanted.dw);
       }
     }
 }
 
-// Workspaces are kept: what an earlier, larger convolution left there, NaN too, must not show.
-TEST(Winograd, WorkspaceOfAnotherShapeDoesNotShow) {
-  for (Simd simd : all_simd()) {
-    ThreadPool pool(2);
-    Winograd fresh(pool, simd), used(pool, simd);
-    Case bad({17, 16, 16, 64, 64});
-    for (Floats* v : {&bad.x, &bad.dy, &bad.w})
-      std::fill(v->begin(), v->end(), std::numeric_limits<float>::quiet_NaN());
-    bad.run(used);
-    EXPECT_TRUE(std::isnan(bad.y[0]) && std::isnan(bad.dx[0]) && std::isnan(bad.dw[0]));
-    Case wanted({3, 5, 6, 32, 16}), got({3, 5, 6, 32, 16});
-    wanted.run(fresh);
-    got.run(used);
-    EXPECT_EQ(got.y, wanted.y);
-    EXPECT_EQ(got.dx, wanted.dx);
-    EXPECT_EQ(got.dw, wanted.dw);
-  }
-}
-
-TEST(Winograd, AnEmptyBatchHasNoWeightGradient) {
+TEST(Conv3x3, AnEmptyBatchHasNoWeightGradient) {
   ThreadPool pool(2);
-  Winograd winograd(pool);
+  Conv3x3 conv(pool);
   Case t({0, 8, 8, 16, 16});
-  t.run(winograd);
+  t.run(conv);
   EXPECT_EQ(t.dw, Floats(t.dw.size(), 0.f));
 }
 
-TEST(Winograd, TakesOnlyWhatItCanCompute) {
-  EXPECT_TRUE(Winograd::takes({32, 3, 3, 16}, {.stride = 1, .pad = 1}));
-  EXPECT_FALSE(Winograd::takes({32, 3, 3, 16}, {.stride = 2, .pad = 1}));
-  EXPECT_FALSE(Winograd::takes({32, 3, 3, 16}, {.stride = 1, .pad = 0}));
-  EXPECT_FALSE(Winograd::takes({32, 1, 1, 16}, {.stride = 1, .pad = 1}));
-  EXPECT_FALSE(Winograd::takes({32, 3, 3, 3}, {.stride = 1, .pad = 1}));
-  EXPECT_FALSE(Winograd::takes({24, 3, 3, 16}, {.stride = 1, .pad = 1}));
+TEST(Conv3x3, TakesOnlyWhatItCanCompute) {
+  EXPECT_TRUE(Conv3x3::takes({32, 3, 3, 16}, {.stride = 1, .pad = 1}));
+  EXPECT_FALSE(Conv3x3::takes({32, 3, 3, 16}, {.stride = 2, .pad = 1}));
+  EXPECT_FALSE(Conv3x3::takes({32, 3, 3, 16}, {.stride = 1, .pad = 0}));
+  EXPECT_FALSE(Conv3x3::takes({32, 1, 1, 16}, {.stride = 1, .pad = 1}));
+  EXPECT_FALSE(Conv3x3::takes({32, 3, 3, 3}, {.stride = 1, .pad = 1}));
+  EXPECT_FALSE(Conv3x3::takes({24, 3, 3, 16}, {.stride = 1, .pad = 1}));
 }
 
 }  // namespace

@@ -1,23 +1,24 @@
-// 3x3 convolutions with stride 1 on the CPU by Winograd's algorithm: a quarter of the multiplications of the direct
-// sum. winograd_kernel.h explains it and holds the arithmetic; here the work is shared out to threads.
+// 3x3 convolutions with stride 1 on the CPU by own kernels: Winograd's algorithm, a quarter of the multiplications of
+// the direct sum (winograd_kernel.h), or, in bf16 where the processor has AMX, the direct sum in its tiles
+// (kernels_amx.cpp). Those files explain the arithmetic; here the work is shared out to threads.
 //
 // The work is cut into pieces by the shape and the instruction set alone, and partial weight gradients are added in a
-// fixed tree: the same bits for any number of threads. AVX2 and AVX-512 round differently.
+// fixed tree: the same bits for any number of threads. AVX2, AVX-512 and AMX round differently.
 #pragma once
 #include <cstdlib>
 #include <memory>
 #include <vector>
 
+#include "conv3x3_table.h"
 #include "linnet/backend.h"
 #include "linnet/threads.h"
 #include "simd_level.h"
-#include "winograd_table.h"
 
 namespace linnet {
 
-class Winograd {
+class Conv3x3 {
  public:
-  explicit Winograd(ThreadPool&, Simd = best_simd());
+  explicit Conv3x3(ThreadPool&, Simd = best_simd());
 
   // Whether this can compute a convolution with weights w [k,3,3,c]: 3x3, stride 1, pad 1, channels in multiples of 16.
   static bool takes(const Shape& w, Conv);
@@ -39,14 +40,13 @@ class Winograd {
     float* at_least(int64_t floats);
   };
 
-  const WinogradKernels& kernels_for(DType) const;
+  const Conv3x3Kernels& kernels_for(DType) const;
+  void pack_filters(const Conv3x3Kernels&, const Tensor& w, bool turned);
   void data(const Tensor& dx, const Tensor& dy, const Tensor& w, const Tensor* plus);
-  void turn_filters(const WinogradKernels&, const Tensor& w, const WinogradShape&);
-  void convolve(const WinogradKernels&, void* y, const void* x, const void* plus, const WinogradShape&,
-                double* moments);
+  void convolve(const Conv3x3Kernels&, void* y, const void* x, const void* plus, const Conv3x3Shape&, double* moments);
   template <class Work>
-  void for_weight_pieces(const WinogradKernels&, float* dw, const WinogradShape&, const Work&);
-  float* scratch(const WinogradKernels&, int thread, const WinogradShape&);
+  void for_weight_pieces(const Conv3x3Kernels&, float* dw, const Conv3x3Shape&, const Work&);
+  float* scratch(const Conv3x3Kernels&, int thread, const Conv3x3Shape&);
 
   ThreadPool& pool_;
   Simd simd_;

@@ -1,4 +1,4 @@
-#include "winograd.h"
+#include "conv3x3.h"
 
 #include <algorithm>
 #include <cstring>
@@ -9,14 +9,12 @@ namespace linnet {
 
 namespace {
 
-WinogradShape shape_of(const Tensor& x, const Tensor& w) { return {x.dim(0), x.dim(1), x.dim(2), w.dim(3), w.dim(0)}; }
-
-int64_t tiles(const WinogradShape& s) { return s.n * ((s.h + 3) / 4) * ((s.w + 3) / 4); }
+Conv3x3Shape shape_of(const Tensor& x, const Tensor& w) { return {x.dim(0), x.dim(1), x.dim(2), w.dim(3), w.dim(0)}; }
 
 // Tiles in pieces of whole blocks: at most `pieces` of them.
 struct Pieces {
-  int64_t size, count;
-  Pieces(int64_t tiles, int64_t block, int64_t pieces) {
+  int64_t tiles, size, count;
+  Pieces(int64_t all, int64_t block, int64_t pieces) : tiles(all) {
     const int64_t blocks = (tiles + block - 1) / block;
     size = std::max<int64_t>(1, (blocks + pieces - 1) / pieces) * block;
     count = (tiles + size - 1) / size;
@@ -26,40 +24,28 @@ struct Pieces {
 // Enough to keep many threads evenly busy. Each piece of a weight gradient costs a sum of its own, hence fewer of them.
 constexpr int64_t kPieces = 64, kWeightPieces = 16;
 
-// Both gradients at once save a transform of dy, but want the filters and as many sums in the cache together: up to so
-// many pairs of channels (0.6 MB).
-constexpr int64_t kPairsAtOnce = 2048;
-
 }  // namespace
 
-Simd best_simd() {
-#ifdef __x86_64__
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq"))
-    return Simd::avx512;
-#endif
-  return Simd::avx2;
+Conv3x3::Conv3x3(ThreadPool& pool, Simd simd) : pool_(pool), simd_(simd), scratch_(size_t(pool.threads())) {
+  require(simd <= best_simd(), "[conv2d] this processor has no {}", simd == Simd::amx ? "AMX" : "AVX-512");
 }
 
-Winograd::Winograd(ThreadPool& pool, Simd simd) : pool_(pool), simd_(simd), scratch_(size_t(pool.threads())) {
-  require(simd != Simd::avx512 || best_simd() == Simd::avx512, "[winograd] this processor has no AVX-512");
-}
-
-const WinogradKernels& Winograd::kernels_for(DType type) const {
-  require(type == DType::f32 || type == DType::bf16, "[winograd] expected f32 or bf16, got {}", name_of(type));
+const Conv3x3Kernels& Conv3x3::kernels_for(DType type) const {
+  require(type == DType::f32 || type == DType::bf16, "[conv2d] expected f32 or bf16, got {}", name_of(type));
   const bool half = type == DType::bf16;
 #ifdef __x86_64__
-  if (simd_ == Simd::avx512) return half ? winograd_bf16_avx512 : winograd_f32_avx512;
+  if (half && simd_ == Simd::amx) return direct_bf16_amx;
+  if (simd_ >= Simd::avx512) return half ? winograd_bf16_avx512 : winograd_f32_avx512;
 #endif
   return half ? winograd_bf16_avx2 : winograd_f32_avx2;
 }
 
-bool Winograd::takes(const Shape& w, Conv conv) {
-  return w.rank() == 4 && w[1] == 3 && w[2] == 3 && conv.stride == 1 && conv.pad == 1 && w[0] % kWinogradGroup == 0 &&
-         w[3] % kWinogradGroup == 0;
+bool Conv3x3::takes(const Shape& w, Conv conv) {
+  return w.rank() == 4 && w[1] == 3 && w[2] == 3 && conv.stride == 1 && conv.pad == 1 && w[0] % kChannelGroup == 0 &&
+         w[3] % kChannelGroup == 0;
 }
 
-float* Winograd::Buffer::at_least(int64_t floats) {
+float* Conv3x3::Buffer::at_least(int64_t floats) {
   if (floats > size) {
     const size_t bytes = (size_t(floats) * sizeof(float) + 63) / 64 * 64;
     size = 0;
@@ -71,24 +57,24 @@ float* Winograd::Buffer::at_least(int64_t floats) {
   return data.get();
 }
 
-float* Winograd::scratch(const WinogradKernels& kernels, int thread, const WinogradShape& s) {
-  return scratch_[size_t(thread)].at_least(kernels.scratch_size(s.c, s.k));
+float* Conv3x3::scratch(const Conv3x3Kernels& kernels, int thread, const Conv3x3Shape& s) {
+  return scratch_[size_t(thread)].at_least(kernels.scratch_size(s));
 }
 
-void Winograd::convolve(const WinogradKernels& kernels, void* y, const void* x, const void* plus,
-                        const WinogradShape& s, double* moments) {
-  const Pieces pieces(tiles(s), kernels.block, kPieces);
+void Conv3x3::convolve(const Conv3x3Kernels& kernels, void* y, const void* x, const void* plus, const Conv3x3Shape& s,
+                       double* moments) {
+  const Pieces pieces(kernels.tiles(s), kernels.block, kPieces);
   const int64_t k = s.k;
   // A piece's sums: how many pixels, the sums, those of squares, the shift (as floats).
   const int64_t stride = 1 + 3 * k;
   double* const sums = moments ? reinterpret_cast<double*>(sums_.at_least(2 * stride * pieces.count)) : nullptr;
   pool_.run(pieces.count, [&](int64_t piece, int thread) {
-    const int64_t first = piece * pieces.size, end = std::min(tiles(s), first + pieces.size);
+    const int64_t first = piece * pieces.size, end = std::min(pieces.tiles, first + pieces.size);
     if (!moments)
       return kernels.convolve(y, x, plus, filters_.data.get(), s, first, end, scratch(kernels, thread, s), nullptr);
     double* const own = sums + piece * stride;
     std::fill_n(own, 1 + 2 * k, 0.0);
-    WinogradSums of_piece{reinterpret_cast<float*>(own + 1 + 2 * k), own + 1, own + 1 + k, 0};
+    Conv3x3Sums of_piece{reinterpret_cast<float*>(own + 1 + 2 * k), own + 1, own + 1 + k, 0};
     kernels.convolve(y, x, nullptr, filters_.data.get(), s, first, end, scratch(kernels, thread, s), &of_piece);
     own[0] = of_piece.pixels;
   });
@@ -104,37 +90,35 @@ void Winograd::convolve(const WinogradKernels& kernels, void* y, const void* x, 
   }
 }
 
-void Winograd::forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments) {
-  const WinogradKernels& kernels = kernels_for(x.dtype());
-  const WinogradShape s = shape_of(x, w);
-  float* u = filters_.at_least(kWinogradPositions * s.c * s.k);
-  const int64_t groups_c = s.c / kWinogradGroup, groups_k = s.k / kWinogradGroup;
-  pool_.run(groups_c * groups_k,
-            [&](int64_t pair, int) { kernels.filters(u, w.raw(), s.c, s.k, pair / groups_k, pair % groups_k); });
+void Conv3x3::forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments) {
+  const Conv3x3Kernels& kernels = kernels_for(x.dtype());
+  const Conv3x3Shape s = shape_of(x, w);
+  pack_filters(kernels, w, false);
   convolve(kernels, y.raw(), x.raw(), nullptr, s, moments);
 }
 
-void Winograd::turn_filters(const WinogradKernels& kernels, const Tensor& w, const WinogradShape& s) {
-  float* u = filters_.at_least(kWinogradPositions * s.c * s.k);
-  const int64_t groups_c = s.c / kWinogradGroup, groups_k = s.k / kWinogradGroup;
+void Conv3x3::pack_filters(const Conv3x3Kernels& kernels, const Tensor& w, bool turned) {
+  const int64_t c = w.dim(3), k = w.dim(0), groups_c = c / kChannelGroup, groups_k = k / kChannelGroup;
+  float* packed = filters_.at_least(turned ? kernels.filters_size(k, c) : kernels.filters_size(c, k));
+  const auto pack = turned ? kernels.turned_filters : kernels.filters;
   pool_.run(groups_c * groups_k,
-            [&](int64_t pair, int) { kernels.turned_filters(u, w.raw(), s.c, s.k, pair / groups_k, pair % groups_k); });
+            [&](int64_t pair, int) { pack(packed, w.raw(), c, k, pair / groups_k, pair % groups_k); });
 }
 
-void Winograd::backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w) { data(dx, dy, w, nullptr); }
+void Conv3x3::backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w) { data(dx, dy, w, nullptr); }
 
-void Winograd::data(const Tensor& dx, const Tensor& dy, const Tensor& w, const Tensor* plus) {
-  const WinogradKernels& kernels = kernels_for(dy.dtype());
-  const WinogradShape s = shape_of(dy, w);
-  turn_filters(kernels, w, s);
+void Conv3x3::data(const Tensor& dx, const Tensor& dy, const Tensor& w, const Tensor* plus) {
+  const Conv3x3Kernels& kernels = kernels_for(dy.dtype());
+  const Conv3x3Shape s = shape_of(dy, w);
+  pack_filters(kernels, w, true);
   convolve(kernels, dx.raw(), dy.raw(), plus ? plus->raw() : nullptr, {s.n, s.h, s.w, s.k, s.c}, nullptr);
 }
 
 // Calls work(sum, first, end, scratch) for pieces of the tiles, each of which gives a sum dw [k,3,3,c] of its own, and
 // adds them up.
 template <class Work>
-void Winograd::for_weight_pieces(const WinogradKernels& kernels, float* dw, const WinogradShape& s, const Work& work) {
-  const Pieces pieces(tiles(s), kernels.block, kWeightPieces);
+void Conv3x3::for_weight_pieces(const Conv3x3Kernels& kernels, float* dw, const Conv3x3Shape& s, const Work& work) {
+  const Pieces pieces(kernels.tiles(s), kernels.block, kWeightPieces);
   const int64_t count = s.k * 9 * s.c;
   if (pieces.count == 0) return void(std::memset(dw, 0, sizeof(float) * size_t(count)));
 
@@ -142,7 +126,7 @@ void Winograd::for_weight_pieces(const WinogradKernels& kernels, float* dw, cons
   float* partial = partial_.at_least((pieces.count - 1) * count);
   const auto sum_of = [&](int64_t piece) { return piece == 0 ? dw : partial + (piece - 1) * count; };
   pool_.run(pieces.count, [&](int64_t piece, int thread) {
-    const int64_t first = piece * pieces.size, end = std::min(tiles(s), first + pieces.size);
+    const int64_t first = piece * pieces.size, end = std::min(pieces.tiles, first + pieces.size);
     work(sum_of(piece), first, end, scratch(kernels, thread, s));
   });
 
@@ -158,23 +142,23 @@ void Winograd::for_weight_pieces(const WinogradKernels& kernels, float* dw, cons
   });
 }
 
-void Winograd::backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x) {
-  const WinogradKernels& kernels = kernels_for(dy.dtype());
-  const WinogradShape s = shape_of(x, dw);
+void Conv3x3::backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x) {
+  const Conv3x3Kernels& kernels = kernels_for(dy.dtype());
+  const Conv3x3Shape s = shape_of(x, dw);
   for_weight_pieces(kernels, dw.data<float>(), s, [&](float* sum, int64_t first, int64_t end, float* memory) {
     kernels.weight_gradient(sum, dy.raw(), x.raw(), s, first, end, memory);
   });
 }
 
-void Winograd::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
-                        const Tensor* plus) {
-  const WinogradKernels& kernels = kernels_for(dy.dtype());
-  const WinogradShape s = shape_of(x, w);
-  if (s.c * s.k > kPairsAtOnce) {
+void Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
+                       const Tensor* plus) {
+  const Conv3x3Kernels& kernels = kernels_for(dy.dtype());
+  const Conv3x3Shape s = shape_of(x, w);
+  if (s.c * s.k > kernels.pairs_at_once) {
     backward_weight(dw, dy, x);
     return data(dx, dy, w, plus);
   }
-  turn_filters(kernels, w, s);
+  pack_filters(kernels, w, true);
   for_weight_pieces(kernels, dw.data<float>(), s, [&](float* sum, int64_t first, int64_t end, float* memory) {
     kernels.backward(dx.raw(), sum, dy.raw(), x.raw(), plus ? plus->raw() : nullptr, filters_.data.get(), s, first, end,
                      memory);

@@ -1,7 +1,7 @@
-// Winograd beside oneDNN's direct convolutions, on the 3x3 convolutions of ResNet-20 with batch 128: milliseconds (the
-// best of many interleaved runs, as other programs may disturb single ones) and, for both, the GFLOP/s of the direct
-// sum. Usage: winograd [threads [runs]]
-#include "src/backend/cpu/winograd.h"
+// The own 3x3 convolutions (Winograd's, and AMX's direct sum in bf16) beside oneDNN's, on those of ResNet-20 with batch
+// 128: milliseconds (the best of many interleaved runs, as other programs may disturb single ones) and, for all, the
+// GFLOP/s of the direct sum. Usage: conv3x3 [threads [runs [f32 | bf16]]]
+#include "src/backend/cpu/conv3x3.h"
 
 #include <algorithm>
 #include <chrono>
@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "src/backend/cpu/convolution.h"
@@ -23,11 +24,16 @@ struct Heap : Block {
   std::vector<float> floats;
 };
 
-Tensor noise(const Shape& shape) {
+Tensor noise(const Shape& shape, DType type) {
   static std::mt19937 random(1);
-  auto block = std::make_shared<Heap>(size_t(shape.numel()));
-  for (float& x : block->floats) x = std::uniform_real_distribution<float>(-1, 1)(random);
-  return Tensor(block, shape, DType::f32);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  Tensor t(std::make_shared<Heap>(size_t(shape.numel())), shape, type);
+  for (int64_t i = 0; i < t.numel(); ++i)
+    if (type == DType::bf16)
+      t.data<bf16>()[i] = bf16(uniform(random));
+    else
+      t.data<float>()[i] = uniform(random);
+  return t;
 }
 
 double milliseconds(const std::function<void()>& f) {
@@ -41,18 +47,21 @@ double milliseconds(const std::function<void()>& f) {
 int main(int argc, char** argv) {
   ThreadPool pool(argc > 1 ? std::atoi(argv[1]) : default_threads());
   const int runs = argc > 2 ? std::atoi(argv[2]) : 100;
+  const DType type = argc > 3 && std::string_view(argv[3]) == "bf16" ? DType::bf16 : DType::f32;
   Convolutions direct(pool);
-  std::vector<std::pair<const char*, std::unique_ptr<Winograd>>> winograds;
-  winograds.emplace_back("avx2", std::make_unique<Winograd>(pool, Simd::avx2));
-  if (best_simd() == Simd::avx512) winograds.emplace_back("avx512", std::make_unique<Winograd>(pool, Simd::avx512));
+  std::vector<std::pair<const char*, std::unique_ptr<Conv3x3>>> own;
+  for (const auto& [name, simd] : {std::pair("avx2", Simd::avx2), {"avx512", Simd::avx512}, {"amx", Simd::amx}})
+    if (simd <= best_simd() && (simd != Simd::amx || type == DType::bf16))
+      own.emplace_back(name, std::make_unique<Conv3x3>(pool, simd));
 
   std::printf("%d threads, best of %d runs: ms (GFLOP/s)\n%-10s %-16s %16s", pool.threads(), runs, "shape", "pass",
               "oneDNN");
-  for (const auto& [name, winograd] : winograds) std::printf(" %16s", name);
+  for (const auto& [name, kernels] : own) std::printf(" %16s", name);
   std::printf("\n");
-  for (const WinogradShape s : {WinogradShape{128, 32, 32, 16, 16}, {128, 16, 16, 32, 32}, {128, 8, 8, 64, 64}}) {
-    const Tensor x = noise({s.n, s.h, s.w, s.c}), y = noise({s.n, s.h, s.w, s.k}), w = noise({s.k, 3, 3, s.c});
-    const Tensor dx = noise(x.shape()), dy = noise(y.shape()), dw = noise(w.shape());
+  for (const Conv3x3Shape s : {Conv3x3Shape{128, 32, 32, 16, 16}, {128, 16, 16, 32, 32}, {128, 8, 8, 64, 64}}) {
+    const Tensor x = noise({s.n, s.h, s.w, s.c}, type), y = noise({s.n, s.h, s.w, s.k}, type),
+                 w = noise({s.k, 3, 3, s.c}, type);
+    const Tensor dx = noise(x.shape(), type), dy = noise(y.shape(), type), dw = noise(w.shape(), DType::f32);
     const Conv conv{.stride = 1, .pad = 1};
     const char* passes[] = {"forward", "backward data", "backward weight", "backward"};
     for (int pass = 0; pass < 4; ++pass) {
@@ -63,7 +72,7 @@ int main(int argc, char** argv) {
         if (pass >= 2) direct.backward_weight(dw, dy, x, conv);
         if (pass == 3) direct.backward_data(dx, dy, w, conv);
       });
-      for (const auto& entry : winograds)
+      for (const auto& entry : own)
         ways.push_back([&] {
           if (pass == 0) entry.second->forward(y, x, w);
           if (pass == 1) entry.second->backward_data(dx, dy, w);
