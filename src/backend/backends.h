@@ -47,11 +47,13 @@ class Spare {
   std::vector<std::shared_ptr<Block>> pieces_;
 };
 
-// Multiplications and additions in f32, and memory read and written by a copy of what no cache holds.
+// Multiplications and additions, and memory read and written by a copy of what no cache holds.
 struct CpuPeak {
   double gflops, gbytes;  // per second
+  std::string unit;       // what multiplied: "f32", or "bf16 (AMX)"
 };
-CpuPeak measure_cpu_peak(int threads);
+// In the unit that computes with activations of that type.
+CpuPeak measure_cpu_peak(int threads, DType);
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& = {});
 // Runs every call on `tested` and, with the same operands, on `trusted`; Error(Exit::diverged) at the first result that

@@ -192,7 +192,7 @@ int bench_steps(const Options& o) {
   // Then again, call by call. A captured GPU step shows nothing of its inside.
   std::vector<Line> lines;
   const double rss = peak_rss_mb();
-  const CpuPeak peak = cpu ? measure_cpu_peak(o.threads) : CpuPeak{};
+  const CpuPeak peak = cpu ? measure_cpu_peak(o.threads, s.trainer->net().type()) : CpuPeak{};
   if (cpu) {
     s.log->start();
     size_t steps = 0;
@@ -209,7 +209,7 @@ int bench_steps(const Options& o) {
                {"peak_rss_mb", rss}};
   json.update(about(o, *s.backend, s.trainer->net().type()));
   if (cpu) {
-    json["peak"] = {{"gflops", peak.gflops}, {"copy_gb_per_s", peak.gbytes}};
+    json["peak"] = {{"gflops", peak.gflops}, {"unit", peak.unit}, {"copy_gb_per_s", peak.gbytes}};
     json[o.what == "step" ? "calls" : o.what] = Json::array();
     for (const Line& l : lines) {
       Json entry = {
@@ -230,7 +230,7 @@ int bench_steps(const Options& o) {
              ms.size() * size_t(group), least, json["threads"].get<int>(), json["device"].get<std::string>());
   fmt::print("first step after {:.0f} ms; {:.0f} MB of memory at most\n", s.first_step_ms, rss);
   if (!cpu) return int(Exit::ok);
-  fmt::print("this machine now: {:.0f} GFLOP/s in f32, {:.0f} GB/s by a copy\n\n", peak.gflops, peak.gbytes);
+  fmt::print("this machine now: {:.0f} GFLOP/s in {}, {:.0f} GB/s by a copy\n\n", peak.gflops, peak.unit, peak.gbytes);
   print_lines(lines, o.what == "step" ? "call" : o.what, peak);
   return int(Exit::ok);
 }
@@ -279,7 +279,7 @@ int bench_eval(const Options& o) {
   s.log->start();
   evaluate();
   s.log->stop();
-  print_lines(lines_of(s.log->spans(), 1, "step", net.params()), "call", measure_cpu_peak(o.threads));
+  print_lines(lines_of(s.log->spans(), 1, "step", net.params()), "call", measure_cpu_peak(o.threads, net.type()));
   return int(Exit::ok);
 }
 

@@ -25,9 +25,10 @@ double best_seconds(int times, const F& f) {
 
 }  // namespace
 
-CpuPeak measure_cpu_peak(int threads) {
+CpuPeak measure_cpu_peak(int threads, DType type) {
+  const bool in_tiles = type == DType::bf16 && best_simd() == Simd::amx;
 #ifdef __x86_64__
-  const PeakKernel& kernel = best_simd() >= Simd::avx512 ? peak_avx512 : peak_avx2;
+  const PeakKernel& kernel = in_tiles ? peak_amx : best_simd() >= Simd::avx512 ? peak_avx512 : peak_avx2;
 #else
   const PeakKernel& kernel = peak_avx2;
 #endif
@@ -46,7 +47,8 @@ CpuPeak measure_cpu_peak(int threads) {
       std::memcpy(to.data() + begin, from.data() + begin, kBytes / size_t(threads));
     });
   });
-  return {double(kernel.flops) * double(kRounds) * threads / multiply * 1e-9, 2 * double(kBytes) / copy * 1e-9};
+  return {double(kernel.flops) * double(kRounds) * threads / multiply * 1e-9, 2 * double(kBytes) / copy * 1e-9,
+          in_tiles ? "bf16 (AMX)" : "f32"};
 }
 
 }  // namespace linnet

@@ -9,6 +9,6 @@ struct PeakKernel {
   double (*run)(int64_t rounds);
 };
 
-extern const PeakKernel peak_avx2, peak_avx512;
+extern const PeakKernel peak_avx2, peak_avx512, peak_amx;
 
 }  // namespace linnet
