@@ -74,7 +74,7 @@ def self_test():
         "src/ops/conv.cpp": '#include "linnet/model.h"', "models/x.cpp": '#include "linnet/trainer.h"',
         "data/x.cpp": '#include "linnet/backend.h"', "src/backend/cpu/x.cpp": '#include "linnet/ops.h"',
         "src/train/x.cpp": '#include "src/backend/backends.h"', "src/train/y.cpp": "#include <dnnl.hpp>",
-        "src/cli/x.cpp": '#include "src/backend/cpu/winograd.h"', "src/ops/x.cpp": "#include <cuda_runtime.h>",
+        "src/cli/x.cpp": '#include "src/backend/cpu/conv3x3.h"', "src/ops/x.cpp": "#include <cuda_runtime.h>",
         "src/ops/y.cpp": "#include <toml++/toml.h>",
     }
     with tempfile.TemporaryDirectory() as folder:
