@@ -130,8 +130,8 @@ void list_part(const fs::path& root, Part part, bool may_add, Listing& listing) 
     for (fs::recursive_directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
       if (is_hidden(at->path())) {
         if (at->is_directory(error)) at.disable_recursion_pending();
-      } else if (at->is_regular_file(error)) {
-        if (is_picture(at->path()))
+      } else if (!at->is_directory(error)) {
+        if (is_picture(at->path()))  // also what only has the name of one: it is told with the pictures that are bad
           found.push_back({at->path(), fs::path(at->path()).lexically_relative(root).generic_string(), label, part});
         else
           ++listing.passed_over;

@@ -133,6 +133,47 @@ TEST_F(Resume, SaysWhatChangesAndWhatTheLearningRateWillDo) {
   expect_has(read(dir_ / "a" / "config.toml"), "epochs = 8\n");
 }
 
+// What is edited by hand is told as what the command line changes, against what the checkpoint was saved under.
+TEST_F(Resume, SaysWhatWasEditedInTheConfigOfTheRun) {
+  train("a");
+  const std::string whole = read(dir_ / "a" / "config.toml");
+  const auto edit = [&](const std::string& from, const std::string& to) {
+    std::string text = whole;
+    ASSERT_NE(text.find(from), text.npos) << text;
+    std::ofstream(dir_ / "a" / "config.toml") << text.replace(text.find(from), from.size(), to);
+  };
+  edit("lr = 0.02", "lr = 0.5");
+  const Ended refused = linnet({"resume", at("a")});
+  EXPECT_EQ(refused.code, 2) << refused.err;
+  expect_has(refused.err, "in more than the keys that may change: optimizer.lr (0.02 -> 0.5). Put it back");
+  edit("epochs = 4", "epochs = 6");
+  const Ended ended = linnet({"resume", at("a"), "--set", "log.interval=2"});
+  EXPECT_EQ(ended.code, 0) << ended.err;
+  expect_has(ended.err, "train.epochs: 4 -> 6\n");
+  expect_has(ended.err, "log.interval: 1 -> 2\n");
+  expect_has(ended.err, " at the next step (0 was planned)");
+  const Ended again = linnet({"resume", at("a")});  // its last checkpoint has them
+  EXPECT_EQ(again.code, 0) << again.err;
+  EXPECT_EQ(again.err.find(" -> "), again.err.npos) << again.err;
+}
+
+TEST_F(Resume, AnEmptyConfigIsToldAndItsTextIsInTheCheckpoints) {
+  train("a");
+  const std::string whole = read(dir_ / "a" / "config.toml");
+  std::ofstream(dir_ / "a" / "config.toml").close();
+  const Ended ended = linnet({"resume", at("a")});
+  EXPECT_EQ(ended.code, 2) << ended.err;
+  expect_has(ended.err, "config.toml is empty; its text is \"config\" in the state.json of each");
+  EXPECT_EQ(json::parse(read(checkpoint("a", 12, "state.json")))["config"], whole);
+  for (const char* text : {"", "\n \t\r\n"}) {
+    std::ofstream(dir_ / "empty.toml") << text;
+    const Ended fresh = linnet({"train", at("empty.toml"), "--out", at("b")});
+    EXPECT_EQ(fresh.code, 2) << fresh.err;
+    expect_has(fresh.err, "empty.toml' is empty\nhelp: it says at least what is trained on what");
+    EXPECT_FALSE(fs::exists(at("b")));
+  }
+}
+
 TEST_F(Resume, OtherKeysAreRefusedWithAPointerToFork) {
   train("a");
   const std::string before = read(dir_ / "a" / "config.toml");

@@ -1,5 +1,6 @@
 // Folders of pictures, packs and CIFAR-100.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <numeric>
@@ -109,6 +110,19 @@ TEST(ImageFolder, CorruptPicturesAreListedOrSkipped) {
   const DataSet set = load_image_folder(dir.path(), {.form = {.size = 16}, .skip_corrupt = true});
   EXPECT_EQ(set.skipped.size(), 3u);
   EXPECT_EQ(set.train.size() + set.val.size() + set.test.size(), 40);
+}
+
+// A pipe would be waited for, a device read without an end; a link may lead nowhere.
+TEST(ImageFolder, WhatIsNoFileIsListedAsABadPicture) {
+  const TempDir dir;
+  write_classes(dir.path(), 2, 20);
+  ASSERT_EQ(::mkfifo((dir / "class0" / "pipe.png").c_str(), 0600), 0);
+  fs::create_symlink("/dev/zero", dir / "class0" / "zero.jpg");
+  fs::create_symlink("nowhere", dir / "class1" / "link.png");
+  const std::string message = data_error([&] { load_image_folder(dir.path(), {.form = {.size = 16}}); });
+  for (const char* part : {"3 of its pictures", "pipe.png: expected a regular file", "zero.jpg: expected", "link.png"})
+    expect_part(message, part);
+  EXPECT_EQ(load_image_folder(dir.path(), {.form = {.size = 16}, .skip_corrupt = true}).skipped.size(), 3u);
 }
 
 TEST(ImageFolder, WhatIsNoDataSetIsRefused) {

@@ -372,6 +372,77 @@ TEST(ResumeFolder, SaysWhereItIsNotBitForBit) {
   }
 }
 
+// Every digest is right, and what state.json says is not: a checkpoint as bad as any other.
+TEST(ResumeFolder, AStateThatContradictsItselfIsNamedAndSetAside) {
+  Config config = tiny_config("linear");
+  config.checkpoint.epochs = 0.67;
+  TempDir folder;
+  run_in_folder(config, folder / "straight", -1, false);
+  using nlohmann::json;
+  const std::vector<std::pair<std::string, json>> forgeries = {
+      {"/progress/in_epoch", 1},     {"/progress/epoch", 5},
+      {"/progress/step", 2},         {"/progress/totals", json::array()},
+      {"/progress/rewound_from", 2}, {"/progress/result.skipped", 9},
+      {"/progress/phase", 3},        {"/progress", json::object()},
+      {"/run/metrics_bytes", -1},    {"/run/metrics_bytes", 1.5},
+      {"/run/metrics_xxh3", json()}, {"/run/best_val_acc", "a\u202e"},
+      {"/run/wall_s", -1},           {"/run", json::array({1, 2, 3})}};
+  for (const auto& [pointer, value] : forgeries) {
+    std::filesystem::remove_all(folder / "run");
+    run_in_folder(config, folder / "run", 3, true);
+    const auto checkpoints = folder / "run" / "checkpoints";
+    {
+      CheckpointStore store(checkpoints);
+      std::vector<Rejected> none;
+      Checkpoint c = store.load_latest(none).value();
+      json state = json::parse(c.state);
+      ASSERT_TRUE(state.contains(json::json_pointer(pointer))) << pointer;
+      state[json::json_pointer(pointer)] = value;
+      c.state = state.dump();
+      store.save(c, false);
+    }
+    TinyRun at(config, 1);
+    {
+      RunFolder run(folder / "run", at.config, *at.backend, at.data, RunFolder::Existing{});
+      RunCheckpoints resumed(run, at.trainer);
+      EXPECT_TRUE(resumed.load(at.trainer));
+      EXPECT_EQ(at.trainer.global_step(), 2) << pointer;
+      ASSERT_EQ(resumed.notes().size(), 1u);
+      const std::string& note = resumed.notes()[0];
+      EXPECT_TRUE(note.starts_with("checkpoint 00000003 is not used: ")) << note;
+      const std::string key = pointer.substr(pointer.rfind('/') + 1);
+      if (value != json::object() && value != json::array({1, 2, 3})) {
+        EXPECT_NE(note.find(key), note.npos) << note;
+      }
+      EXPECT_EQ(note.find("\u202e"), note.npos);
+      EXPECT_TRUE(std::filesystem::exists(checkpoints / "00000003.bad-state"));
+    }
+    run_in_folder(config, folder / "run", -1, false);
+    EXPECT_EQ(content(folder / "run" / "metrics.jsonl"), content(folder / "straight" / "metrics.jsonl")) << pointer;
+  }
+  // Where none is good, that is said, and the folder stays as it is.
+  std::filesystem::remove_all(folder / "run");
+  run_in_folder(config, folder / "run", 1, true);
+  CheckpointStore store(folder / "run" / "checkpoints");
+  std::vector<Rejected> none;
+  Checkpoint c = store.load_latest(none).value();
+  json state = json::parse(c.state);
+  state["progress"]["in_epoch"] = 0;
+  c.state = state.dump();
+  store.save(c, false);
+  TinyRun at(config, 1);
+  RunFolder run(folder / "run", at.config, *at.backend, at.data, RunFolder::Existing{});
+  try {
+    RunCheckpoints(run, at.trainer).load(at.trainer);
+    ADD_FAILURE() << "it was taken";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.exit, Exit::checkpoint);
+    EXPECT_NE(std::string(e.what()).find("none of the checkpoints can be used"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("in_epoch = 0"), std::string::npos) << e.what();
+  }
+  EXPECT_TRUE(std::filesystem::exists(folder / "run" / "checkpoints" / "00000001"));
+}
+
 // The control: if a part of the state is lost, the tests above see it.
 TEST(ResumeControl, ALostSlotOrCounterIsSeen) {
   Config config = tiny_config("mlp");
@@ -453,6 +524,10 @@ TEST(Progress, AForgedStateIsRefused) {
                                                                          {"update_start", -1},
                                                                          {"update_start", step + 1},
                                                                          {"rewinds", -1},
+                                                                         {"rewound_from", 1},
+                                                                         {"rewound_from", -2},
+                                                                         {"rewound_to", nlohmann::json::array({1})},
+                                                                         {"rewound_to", 1},
                                                                          {"plateau.factor", -1},
                                                                          {"plateau.factor", 2},
                                                                          {"plateau.factor", nullptr},

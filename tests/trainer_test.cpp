@@ -1057,12 +1057,124 @@ TEST(NotFinite, RewindFromTheValidation) {
   EXPECT_EQ(r.at.trainer.progress().rewinds, 1);
 }
 
+// A weight that is no number at a step, for as long as the run went back fewer than so many times: it is the state that
+// decides, so that a resumed run meets the same.
+struct BadUntil : Observer {
+  BadUntil(int64_t step, int64_t rewinds) : step(step), rewinds(rewinds) {}
+  void on_boundary(Trainer& trainer, bool) override {
+    const Progress p = trainer.progress();
+    if (p.step == step && p.rewinds < rewinds) trainer.net().params().flat().master.data<float>()[1] = NAN;
+  }
+  int64_t step, rewinds;
+};
+
+// Checkpoints of every second step alone: no epoch is the best one.
+Config patient_config() {
+  Config config = rewind_config();
+  config.data.val = 0;
+  config.data.samples = 96;
+  config.train.max_skips = 5;
+  return config;
+}
+
+using Steps = std::vector<int64_t>;
+
+std::vector<std::string> names_in(const std::filesystem::path& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) names.push_back(entry.path().filename());
+  std::ranges::sort(names);
+  return names;
+}
+
+TEST(NotFinite, RewindThatDoesNotHelpGoesToAnOlderCheckpoint) {
+  Config config = patient_config();
+  RewindRun r(config);
+  BadUntil bad(7, 4);
+  EXPECT_EQ(r.at.trainer.run({&r.run, &r.checkpoints, &bad}), Outcome::done);
+  const Progress end = r.at.trainer.progress();
+  EXPECT_EQ(end.step, 9);
+  EXPECT_EQ(end.rewinds, 4);
+  EXPECT_EQ(end.rewound_from, 7);
+  EXPECT_EQ(end.rewound_to, (Steps{6, 4, 2, 2}));  // the oldest is tried as often as it is allowed
+  const auto names = names_in(r.folder / "run" / "checkpoints");
+  for (const char* aside : {"00000006.bad-diverged", "00000004.bad-diverged", "00000006.bad-diverged-2"})
+    EXPECT_EQ(std::ranges::count(names, aside), 1) << aside;
+}
+
+// Past the step where it failed, and with that saved, another failure is one of its own.
+TEST(NotFinite, RewindAtANewPlaceTakesTheNewestCheckpoint) {
+  Config config = patient_config();
+  RewindRun r(config);
+  BadUntil first(3, 2), second(7, 4);
+  EXPECT_EQ(r.at.trainer.run({&r.run, &r.checkpoints, &first, &second}), Outcome::done);
+  EXPECT_EQ(r.at.trainer.progress().rewound_to, (Steps{2, 2, 6, 4}));
+}
+
+// Killed at any step on the way, the run goes the same way again and ends with the same bits.
+TEST(NotFinite, ARunThatGoesBackIsResumedExactly) {
+  Config config = patient_config();
+  const auto go = [&](const std::filesystem::path& dir, int kill_after) {
+    TinyRun at(config, 1);
+    const bool again = std::filesystem::exists(dir / "config.toml");
+    RunFolder run = again ? RunFolder(dir, at.config, *at.backend, at.data, RunFolder::Existing{})
+                          : RunFolder(dir, at.config, *at.backend, at.data);
+    RunCheckpoints checkpoints(run, at.trainer);
+    if (again) checkpoints.load(at.trainer);
+    BadUntil bad(7, 3);
+    struct Killed {};
+    struct Kill : Observer {
+      explicit Kill(int after) : left(after) {}
+      void on_step(int64_t, int64_t) override {
+        if (left-- == 0) throw Killed{};
+      }
+      int left;
+    } kill(kill_after);
+    try {
+      EXPECT_EQ(at.trainer.run({&run, &checkpoints, &bad, &kill}), Outcome::done);
+      checkpoints.wait();
+      return at.trainer.state_hash() + at.trainer.progress().to_json();
+    } catch (const Killed&) {
+      checkpoints.wait();
+      return std::string();
+    }
+  };
+  const auto metrics = [](const std::filesystem::path& dir) {
+    std::ifstream file(dir / "metrics.jsonl");
+    return std::string{std::istreambuf_iterator<char>(file), {}};
+  };
+  TempDir folder;
+  const std::string straight = go(folder / "straight", -1);
+  ASSERT_NE(straight.find("\"rewinds\": 3,"), std::string::npos) << straight;
+  int killed = 0;
+  for (int after = 0; after < 100; ++after) {
+    const auto dir = folder / fmt::format("killed{}", after);
+    const std::string first = go(dir, after);
+    killed += first.empty();
+    EXPECT_EQ(first.empty() ? go(dir, -1) : first, straight) << after;
+    EXPECT_EQ(metrics(dir), metrics(folder / "straight")) << after;
+    if (!first.empty()) break;
+  }
+  EXPECT_GT(killed, 15);  // 9 steps, and those that were done again
+}
+
 TEST(NotFinite, RewindEndsAfterItsNumberAndWithoutACheckpoint) {
   {
     RewindRun r(rewind_config());
     Poison poison(r.at, "fc1.weight", 5);
     poison.times = 100;
-    const BadStep bad = bad_step(r.at, {&r.run, &r.checkpoints, &poison});
+    std::string message;
+    BadStep bad;
+    try {
+      r.at.trainer.run({&r.run, &r.checkpoints, &poison});
+    } catch (const Diverged& d) {
+      EXPECT_EQ(d.exit, Exit::diverged);
+      message = d.what();
+      bad = d.bad;
+    }
+    EXPECT_TRUE(
+        message.starts_with("training went back 2 times (to step 4, 3), each time with half the learning rate; "
+                            "train.max_skips = 2 allows no more; training diverged: the loss is nan in epoch "))
+        << message;
     EXPECT_EQ(bad.step, 5);
     EXPECT_EQ(r.at.trainer.progress().rewinds, 2);
     r.run.fail_run("diverged", "x", nullptr, &bad);

@@ -6,13 +6,14 @@
 //                            MANIFEST.json       what is there, each file with its SHA-256, each tensor with its XXH3
 //
 // A checkpoint is written under a temporary name, synced, read back, and gets its name by one rename. Steps decide
-// which is newer, never a clock. No file holds a path, so a run folder can be moved and copied.
+// which is newer, never a clock. No path in a file is followed, so a run folder can be moved and copied.
 #pragma once
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -66,8 +67,12 @@ class CheckpointStore {
   // Error(Exit::diverged) where a number is not finite, Error(Exit::checkpoint) for the rest; what was there, remains.
   std::string save(const Checkpoint&, bool best);
 
-  // As load_latest_checkpoint; the rejected are then renamed to STEP.bad-REASON.
-  std::optional<Checkpoint> load_latest(std::vector<Rejected>& rejected);
+  // As load_latest_checkpoint; the rejected are then renamed to STEP.bad-REASON. `use` takes one into use, and throws
+  // Error(Exit::checkpoint) where it cannot: then it is rejected, too. With `newest`, it is the latest up to that step
+  // or, where there is none, the one after it; those that are newer than what was loaded become STEP.bad-diverged.
+  std::optional<Checkpoint> load_latest(std::vector<Rejected>& rejected,
+                                        const std::function<void(const Checkpoint&)>& use = {},
+                                        int64_t newest = std::numeric_limits<int64_t>::max());
   Checkpoint load(int64_t step) const;
 
   std::vector<int64_t> steps() const;                         // ascending

@@ -121,13 +121,14 @@ class RunCheckpoints : public Observer {
   ~RunCheckpoints() override;
 
   void on_boundary(Trainer&, bool epoch_done) override;
-  // Back to the newest checkpoint; false if there is none.
-  bool on_rewind(Trainer&) override;
+  // As load(), with CheckpointStore::load_latest's `newest`; false if there is no checkpoint.
+  bool on_rewind(Trainer&, int64_t newest) override;
   // The newest sound checkpoint into the trainer, the logs cut to it; false if none was ever saved, and then the logs
   // are empty. Error(Exit::checkpoint) if there are some and none is sound, or they are gone. notes(): what a person
-  // should know of it.
-  bool load(Trainer&);
+  // should know of it. saved_config(): of the run when that checkpoint was saved; older ones do not say it.
+  bool load(Trainer& trainer) { return load(trainer, std::numeric_limits<int64_t>::max()); }
   const std::vector<std::string>& notes() const { return notes_; }
+  const std::optional<Config>& saved_config() const { return saved_config_; }
   // Saves now and waits for it, unless the last one is of this very step.
   void save_now(Trainer&);
   // Waits for the save under way; throws what went wrong with it.
@@ -137,9 +138,11 @@ class RunCheckpoints : public Observer {
 
  private:
   void submit(Trainer&, bool best);
+  bool load(Trainer&, int64_t newest);
   void tell_warnings();
 
   RunFolder& run_;
+  const std::string config_;
   std::function<void(const std::string&)> tell_;
   std::mutex mutex_;
   std::string warning_;         // of the saves since the last look; the writer's thread adds to it
@@ -149,7 +152,12 @@ class RunCheckpoints : public Observer {
   int64_t interval_, epochs_, saved_step_ = -1;
   double best_val_acc_ = -1;
   std::vector<std::string> notes_;
+  std::optional<Config> saved_config_;
 };
+
+// Those of the changes that a run cannot take in its middle, "optimizer.lr (0.1 -> 0.2), ..."; empty where it takes
+// all.
+std::string unsafe_changes(const std::vector<ConfigChange>&);
 
 // The weights that a run has come to: those of its newest sound checkpoint, or model.safetensors where there is none.
 // `origin` gets their place. Error(Exit::checkpoint) if there are neither.

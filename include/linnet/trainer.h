@@ -112,8 +112,9 @@ struct Observer {
   virtual void on_row(const Row&) {}
   // Between two steps, when all of the last one's rows are out: a state that may be saved.
   virtual void on_boundary(Trainer&, bool /*epoch_done*/) {}
-  // A step was bad and train.on_nonfinite = "rewind": whether the trainer was set back to an earlier state.
-  virtual bool on_rewind(Trainer&) { return false; }
+  // A step was bad and train.on_nonfinite = "rewind": whether the trainer was set back to an earlier state, if there is
+  // one to that of step `newest` or before.
+  virtual bool on_rewind(Trainer&, int64_t /*newest*/) { return false; }
 };
 
 enum class Outcome { done, interrupted };
@@ -142,8 +143,9 @@ struct Progress {
   PlateauState plateau = {};
   Watch phase_watch, stop_watch;
   EwaState smooth;
-  int64_t rewinds = 0;
-  bool stopped = false;  // early stopping has ended the training
+  int64_t rewinds = 0, rewound_from = -1;  // how often; the furthest bad step that one began at
+  std::vector<int64_t> rewound_to;         // the steps that they went back to
+  bool stopped = false;                    // early stopping has ended the training
   StepResult result;
   std::vector<double> totals;    // since the last row
   std::string directions;        // Dynamics::directions(), if the next step gets a row
@@ -235,6 +237,8 @@ class Trainer {
   Row epoch_row(double seconds);
   bool end_epoch(const Row&);
   void check_result();
+  bool rewind(const std::vector<Observer*>&, const BadStep&);
+  Diverged after_rewinds(const Diverged&) const;
   Outcome run_steps(const std::vector<Observer*>&, const std::function<bool()>& stop);
   BadStep examine_bad_step(int64_t step);
   std::vector<StepTrace> last_steps();

@@ -39,7 +39,7 @@ std::vector<std::string> expand(const std::vector<std::string>& given) {
     std::vector<std::string> found;
     std::error_code error;
     for (fs::recursive_directory_iterator at(name, error), end; !error && at != end; at.increment(error))
-      if (is_picture(at->path()) && at->is_regular_file(error)) found.push_back(at->path().string());
+      if (is_picture(at->path()) && !at->is_directory(error)) found.push_back(at->path().string());
     if (error) fail(Exit::data, "cannot read the folder {}: {}", escaped(name), error.message());
     if (found.empty()) fail(Exit::data, "{}: no .png, .jpg or .jpeg in this folder", escaped(name));
     std::ranges::sort(found);

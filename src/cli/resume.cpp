@@ -24,23 +24,31 @@ std::string learning_rate_note(const Trainer& trainer, const Trainer& before) {
                      trainer.learning_rate(std::max(step, last)));
 }
 
+std::string changes_text(const std::vector<ConfigChange>& changes) {
+  std::string text;
+  for (const ConfigChange& c : changes)
+    text += fmt::format("{}: {} -> {}\n", c.key, c.from.empty() ? "none" : c.from, c.to.empty() ? "none" : c.to);
+  return text;
+}
+
 int resume(const std::string& target, const TrainingOptions& o) {
   o.check();
   const fs::path dir = target;
   if (!fs::exists(dir / "config.toml"))
     fail(Exit::usage, "there is no run in {}: expected a folder with a config.toml", target);
   const InputFile regular(dir / "config.toml", Exit::usage);  // a pipe would be waited for
+  if (regular.size() == 0)
+    fail(Exit::usage,
+         "{} is empty; its text is \"config\" in the state.json of each of the run's checkpoints: put it back, or "
+         "start a "
+         "new run from the weights with `linnet fork`",
+         (dir / "config.toml").string());
   Config then = load_config(dir / "config.toml"), config = load_config(dir / "config.toml", o.overrides());
   for (Config* c : {&then, &config})
     if (c->train.precision == "auto") c->train.precision = "f32";  // of a Linnet that knew nothing else
-  std::string changes, refused;
-  for (const ConfigChange& c : differences(then, config)) {
-    changes += fmt::format("{}: {} -> {}\n", c.key, c.from.empty() ? "none" : c.from, c.to.empty() ? "none" : c.to);
-    if (!is_safe_to_change(c.key))
-      refused += fmt::format("{}{} ({} -> {})", refused.empty() ? "" : ", ", c.key, c.from.empty() ? "none" : c.from,
-                             c.to.empty() ? "none" : c.to);
-  }
-  if (!refused.empty())
+  const std::vector<ConfigChange> asked = differences(then, config);
+  std::string changes = changes_text(asked);
+  if (const std::string refused = unsafe_changes(asked); !refused.empty())
     fail(Exit::usage,
          "{} cannot change in the middle of a run; start a new one from its weights:\n  linnet fork {} {} --out NEW "
          "--set ...",
@@ -54,6 +62,11 @@ int resume(const std::string& target, const TrainingOptions& o) {
   RunCheckpoints checkpoints(run, trainer);
   const bool found = checkpoints.load(trainer);
   for (const std::string& note : checkpoints.notes()) tell(note + "\n");
+  // Against what the checkpoint was saved under: an edit of config.toml is told, too.
+  if (const auto& saved = checkpoints.saved_config()) {
+    then = *saved;
+    changes = changes_text(differences(then, config));
+  }
   tell(changes);
   if (config.train.epochs != then.train.epochs) {
     Trainer before(then, *at.backend, at.data);

@@ -86,6 +86,7 @@ auto checked(const std::string& kind, Read read) {
       if (error.code == EIO && again) continue;
       throw Damage(missing ? "missing" : "unreadable", error.what());
     } catch (const Error& error) {
+      if (error.exit != Exit::checkpoint) throw;
       throw Damage(kind, error.what());
     }
 }
@@ -174,12 +175,14 @@ struct Refusal {
   std::string kind;
 };
 
-std::optional<Loaded> find_latest(const Folder& folder, std::vector<Rejected>& rejected,
-                                  std::vector<Refusal>& refusals) {
+std::optional<Loaded> find_latest(const Folder& folder, std::vector<Rejected>& rejected, std::vector<Refusal>& refusals,
+                                  const std::function<void(const Checkpoint&)>& use, int64_t newest) {
   std::vector<int64_t> steps = steps_in(folder);
-  std::ranges::reverse(steps);
+  std::reverse(steps.begin(), std::ranges::upper_bound(steps, newest));
   for (const int64_t step : steps) try {
-      return load_from(folder, step);
+      Loaded loaded = load_from(folder, step);
+      if (use) checked("state", [&] { use(loaded.checkpoint); });
+      return loaded;
     } catch (const Damage& damage) {
       rejected.push_back({name_of(step), damage.what()});
       refusals.push_back({step, damage.kind});
@@ -187,7 +190,7 @@ std::optional<Loaded> find_latest(const Folder& folder, std::vector<Rejected>& r
   std::string list;
   for (const Rejected& r : rejected) list += fmt::format("\n  {}: {}", r.name, r.reason);
   for (const std::string& name : folder.names())
-    if (name.find(".bad-") != name.npos) list += fmt::format("\n  {}: was set aside as damaged before", escaped(name));
+    if (name.find(".bad-") != name.npos) list += fmt::format("\n  {}: was set aside before", escaped(name));
   if (list.empty()) return {};
   fail(Exit::checkpoint,
        "{}: none of the checkpoints can be used, and starting over would lose them:{}\n"
@@ -255,7 +258,7 @@ std::optional<Checkpoint> load_latest_checkpoint(const fs::path& path, std::vect
     throw;
   }
   std::vector<Refusal> refusals;
-  auto loaded = find_latest(*folder, rejected, refusals);
+  auto loaded = find_latest(*folder, rejected, refusals, {}, std::numeric_limits<int64_t>::max());
   return loaded ? std::optional(std::move(loaded->checkpoint)) : std::nullopt;
 }
 
@@ -345,21 +348,27 @@ void CheckpointStore::publish(const Checkpoint& c, Manifest& m) {
   }
 }
 
-std::optional<Checkpoint> CheckpointStore::load_latest(std::vector<Rejected>& rejected) {
+std::optional<Checkpoint> CheckpointStore::load_latest(std::vector<Rejected>& rejected,
+                                                       const std::function<void(const Checkpoint&)>& use,
+                                                       int64_t newest) {
   std::vector<Refusal> refusals;
-  auto loaded = find_latest(*folder_, rejected, refusals);
+  auto loaded = find_latest(*folder_, rejected, refusals, use, newest);
   if (!loaded) return {};
-  for (const auto& [step, kind] : refusals) {
+  const auto set_aside = [&](int64_t step, const std::string& kind) {
     const std::string name = fmt::format("{}.bad-{}", name_of(step), kind);
     std::string free = name;
     for (int n = 2; folder_->has(free); ++n) free = fmt::format("{}-{}", name, n);
     folder_->rename(name_of(step), free);
     saved_.erase(step);
-  }
-  if (!refusals.empty()) folder_->sync();
-
+  };
+  for (const auto& [step, kind] : refusals) set_aside(step, kind);
   const Manifest& m = loaded->manifest;
   saved_[m.step] = {m.number, m.digest, true};
+  // The newest first: a kill in between leaves what the run would have gone back to before.
+  bool changed = !refusals.empty();
+  for (; saved_.rbegin()->first > m.step; changed = true) set_aside(saved_.rbegin()->first, "diverged");
+  if (changed) folder_->sync();
+
   saves_ = m.number;
   best_ = m.best_step && saved_.contains(*m.best_step) ? m.best_step : std::nullopt;
   return std::move(loaded->checkpoint);

@@ -786,6 +786,11 @@ std::string read_text(const std::filesystem::path& file) {
   text.resize(static_cast<size_t>(in.gcount()));
   if (text.size() > kTomlBytes)
     fail(Exit::usage, "error: '{}' is too large for a config file: more than {} bytes", name, kTomlBytes);
+  if (text.find_first_not_of(" \t\r\n") == text.npos)
+    fail(Exit::usage,
+         "error: the config file '{}' is empty\nhelp: it says at least what is trained on what, e.g. model.name = "
+         "\"resnet20\" and data.name = \"cifar10\"; see configs/, and `linnet config show FILE` for every key",
+         name);
   return text;
 }
 

@@ -1,4 +1,5 @@
 // A run's progress as JSON text, for checkpoints.
+#include <algorithm>
 #include <cmath>
 #include <concepts>
 #include <limits>
@@ -36,6 +37,8 @@ void visit_progress(P& p, F&& f) {
   f("smooth.v", p.smooth.v);
   f("smooth.count", p.smooth.count);
   f("rewinds", p.rewinds);
+  f("rewound_from", p.rewound_from);
+  f("rewound_to", p.rewound_to);
   f("stopped", p.stopped);
   f("result.clip_scale", p.result.clip_scale);
   f("result.grad_norm", p.result.grad_norm);
@@ -48,13 +51,16 @@ void visit_progress(P& p, F&& f) {
   f("directions", p.directions);
   f("trace", p.trace);
 }
-// Fields that older checkpoints lack: without them a run goes on all the same, and shows less of its last steps.
-bool is_optional(const std::string& name) { return name == "directions" || name == "trace"; }
+// Fields that older checkpoints lack: without them a run goes on all the same, and shows less of what was.
+bool is_optional(const std::string& name) {
+  return name == "directions" || name == "trace" || name.starts_with("rewound_");
+}
 
 // JSON has no NaN and no infinity: null stands for NaN, the only one that occurs in a good state.
 Json to_value(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
 Json to_value(float v) { return to_value(double(v)); }
 Json to_value(const std::vector<double>& v) { return v; }
+Json to_value(const std::vector<int64_t>& v) { return v; }
 Json to_value(const std::vector<StepTrace>& trace) {  // five numbers a step
   Json all = Json::array();
   for (const StepTrace& t : trace)
@@ -91,16 +97,48 @@ void from_value(const Json& j, T& v) {
   v = T(whole);
 }
 
-// What every run's progress obeys, whatever its config; Trainer::restore() knows the rest.
-bool is_progress(const Progress& p) {
+void from_value(const Json& j, std::vector<int64_t>& all) {
+  if (!j.is_array()) throw std::runtime_error("expected an array");
+  for (const Json& value : j) from_value(value, all.emplace_back());
+}
+
+// What every run's progress obeys, whatever its config; Trainer::restore() knows the rest. The key that does not, and
+// why; empty: none.
+std::string contradiction(const Progress& p) {
+  constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
   const StepResult& r = p.result;
-  for (const int64_t count : {p.epoch, p.in_epoch, p.phase, p.phase_step, p.phase_epoch, p.update_start, p.rewinds,
-                              p.plateau.bad, p.plateau.cooldown, p.phase_watch.waited, p.stop_watch.waited,
-                              p.smooth.count, r.clipped, r.skipped, int64_t(r.bad), int64_t(r.bad_in_row)})
-    if (count < 0) return false;
-  return p.epoch <= p.step && p.in_epoch <= p.step && p.totals.size() == 3 && p.plateau.factor >= 0 &&
-         p.plateau.factor <= 1 && p.phase_step <= p.step && p.phase_epoch <= p.epoch && p.update_start <= p.step &&
-         r.bad_step <= p.step && r.clipped <= p.step && r.skipped <= p.step;
+  struct Count {
+    const char* key;
+    int64_t value, most;
+  };
+  for (const auto& [key, value, most] : {Count{"step", p.step, kAny},
+                                         {"epoch", p.epoch, p.step},
+                                         {"in_epoch", p.in_epoch, p.step},
+                                         {"phase", p.phase, kAny},
+                                         {"phase_step", p.phase_step, p.step},
+                                         {"phase_epoch", p.phase_epoch, p.epoch},
+                                         {"update_start", p.update_start, p.step},
+                                         {"rewinds", p.rewinds, kAny},
+                                         {"plateau.bad", p.plateau.bad, kAny},
+                                         {"plateau.cooldown", p.plateau.cooldown, kAny},
+                                         {"phase_watch.waited", p.phase_watch.waited, kAny},
+                                         {"stop_watch.waited", p.stop_watch.waited, kAny},
+                                         {"smooth.count", p.smooth.count, kAny},
+                                         {"result.clipped", r.clipped, p.step},
+                                         {"result.skipped", r.skipped, p.step},
+                                         {"result.bad", r.bad, kAny},
+                                         {"result.bad_in_row", r.bad_in_row, kAny}})
+    if (value < 0 || value > most)
+      return fmt::format("'{}' is {}, expected {}", key, value,
+                         most == kAny ? "0 or more" : fmt::format("0 to {}, as the other counters are", most));
+  if (r.bad_step > p.step) return fmt::format("'result.bad_step' is {}, after step {}", r.bad_step, p.step);
+  if (p.totals.size() != 3) return fmt::format("'totals' has {} numbers, expected 3", p.totals.size());
+  if (!(p.plateau.factor >= 0 && p.plateau.factor <= 1))
+    return fmt::format("'plateau.factor' is {}, expected 0 to 1", p.plateau.factor);
+  if (p.rewound_to.empty() != (p.rewound_from < 0) || int64_t(p.rewound_to.size()) > p.rewinds ||
+      std::ranges::any_of(p.rewound_to, [&](int64_t step) { return step < 0 || step > p.rewound_from; }))
+    return "'rewound_to' does not fit 'rewound_from' and 'rewinds'";
+  return "";
 }
 
 }  // namespace
@@ -118,11 +156,15 @@ Progress Progress::from_json(const std::string& text, const std::string& origin)
     size_t fields = 0;
     visit_progress(p, [&](const std::string& name, auto& field) {
       if (is_optional(name) && !json.contains(name)) return;
-      from_value(json.at(name), field);
+      try {
+        from_value(json.at(name), field);
+      } catch (const std::exception& e) {
+        throw std::runtime_error(fmt::format("'{}': {}", name, e.what()));
+      }
       ++fields;
     });
     if (json.size() != fields) throw std::runtime_error("unknown fields");
-    if (!is_progress(p)) throw std::runtime_error("counters that contradict each other");
+    if (const std::string wrong = contradiction(p); !wrong.empty()) throw std::runtime_error(wrong);
   } catch (const std::exception& e) {
     fail(Exit::checkpoint, "{} is not the progress of a run that this version of Linnet wrote: {}", origin, e.what());
   }

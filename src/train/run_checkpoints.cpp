@@ -48,7 +48,8 @@ Snapshot take(Trainer& trainer, const RunFolder& run) {
 }
 
 // The weights by their names, for any tool; the rest as the flat arrays that they are (docs/DESIGN.md, "Checkpoints").
-Checkpoint to_checkpoint(const Snapshot& s, ParamStore& store, const std::map<std::string, std::string>& facts) {
+Checkpoint to_checkpoint(const Snapshot& s, ParamStore& store, const std::string& config,
+                         const std::map<std::string, std::string>& facts) {
   Checkpoint c;
   c.step = s.progress.step;
   c.epoch = s.progress.epoch;
@@ -60,7 +61,8 @@ Checkpoint to_checkpoint(const Snapshot& s, ParamStore& store, const std::map<st
     const char* bytes = reinterpret_cast<const char*>(a.values.data());
     optim.tensors[a.name] = {"F32", {a.shape.begin(), a.shape.end()}, {bytes, bytes + a.values.size() * sizeof(float)}};
   }
-  Json state = {{"progress", Json::parse(s.progress.to_json())},
+  Json state = {{"config", config},
+                {"progress", Json::parse(s.progress.to_json())},
                 {"run",
                  {{"metrics_bytes", s.run.metrics_bytes},
                   {"metrics_xxh3", s.run.metrics_xxh3},
@@ -73,21 +75,87 @@ Checkpoint to_checkpoint(const Snapshot& s, ParamStore& store, const std::map<st
   return c;
 }
 
+// Of state.json's "run"; each key by its name where it is not what to_checkpoint() writes.
 RunState run_state(const Json& json) {
+  const auto value = [&](const char* key, const char* expected, const auto& fits) -> const Json& {
+    if (!json.is_object() || !json.contains(key)) fail(Exit::checkpoint, "'run.{}' is missing", key);
+    const Json& v = json.at(key);
+    if (!fits(v)) fail(Exit::checkpoint, "'run.{}' is {}, expected {}", key, escaped(v.dump()), expected);
+    return v;
+  };
+  const auto count = [&](const char* key) -> int64_t {
+    return value(key, "a whole number from 0 on",
+                 [](const Json& v) { return v.is_number_integer() && v.get<int64_t>() >= 0; });
+  };
+  const auto number = [&](const char* key, const char* expected, double least, double most) -> double {
+    return value(key, expected,
+                 [&](const Json& v) { return v.is_number() && v.get<double>() >= least && v.get<double>() <= most; });
+  };
   RunState s;
-  s.metrics_bytes = json.at("metrics_bytes");
-  s.metrics_xxh3 = json.at("metrics_xxh3");
-  s.timing_bytes = json.at("timing_bytes");
-  s.best_val_acc = json.at("best_val_acc");
-  s.best_epoch = json.at("best_epoch");
-  s.wall_s = json.at("wall_s");
+  s.metrics_bytes = count("metrics_bytes");
+  s.metrics_xxh3 = value("metrics_xxh3", "a text", [](const Json& v) { return v.is_string(); });
+  s.timing_bytes = count("timing_bytes");
+  s.best_val_acc = number("best_val_acc", "-1 to 1", -1, 1);
+  s.best_epoch = count("best_epoch");
+  s.wall_s = number("wall_s", "seconds", 0, 1e12);
   return s;
+}
+
+// Sets the trainer to the state of a checkpoint. Error(Exit::checkpoint) where it holds none that fits.
+RunState take_up(Trainer& trainer, const Checkpoint& c, const std::string& origin) {
+  for (const char* file : {"model", "optim"})
+    if (!c.tensors.contains(file))
+      fail(Exit::checkpoint, "{} has no {}.safetensors: it is not one that Linnet wrote for a run", origin, file);
+  Backend& backend = trainer.net().backend();
+  set_weights(backend, trainer.net().params(), c.tensors.at("model"), origin);
+  const SafeTensors& optim = c.tensors.at("optim");
+  size_t used = 0;
+  for (const auto& [name, tensor] : trainer.tensors()) {
+    if (name == "master" || name == "buffers" || tensor.numel() == 0) continue;
+    const auto stored = optim.tensors.find(name);
+    if (stored == optim.tensors.end() || stored->second.dtype != "F32" || stored->second.bytes.size() != tensor.bytes())
+      fail(Exit::checkpoint, "{} has no '{}' of {} bytes: it belongs to another optimizer or model", origin, name,
+           tensor.bytes());
+    backend.upload(tensor, stored->second.bytes.data());
+    ++used;
+  }
+  if (used != optim.tensors.size())
+    fail(Exit::checkpoint, "{} has state that this optimizer does not: it belongs to another config", origin);
+  const Json state = parse_json(c.state, origin, Exit::checkpoint);
+  try {
+    for (const char* part : {"progress", "run"})
+      if (!state.is_object() || !state.contains(part)) fail(Exit::checkpoint, "'{}' is missing", part);
+    const Progress progress = Progress::from_json(state.at("progress").dump(), "'progress'");
+    if (progress.step != c.step || progress.epoch != c.epoch)
+      fail(Exit::checkpoint, "'step' and 'epoch' are {} and {}, and {} and {} in MANIFEST.json", progress.step,
+           progress.epoch, c.step, c.epoch);
+    const RunState run = run_state(state.at("run"));
+    const auto choices = state.find("choices");
+    if (choices != state.end() && !choices->is_string()) fail(Exit::checkpoint, "'choices' is no text");
+    trainer.restore(progress);
+    if (choices != state.end()) backend.set_choices(choices->get<std::string>());
+    return run;
+  } catch (const Error& e) {
+    fail(e.exit, "{}: state.json: {}", origin, e.what());
+  }
+}
+
+// Under which config a checkpoint was saved; nullopt where it does not say so in a way that this version can read.
+std::optional<Config> config_of(const Checkpoint& c, const std::string& origin) {
+  try {
+    return parse_config(parse_json(c.state, origin, Exit::checkpoint).at("config").get<std::string>(), origin);
+  } catch (const std::exception&) {
+    return {};
+  }
 }
 
 }  // namespace
 
 RunCheckpoints::RunCheckpoints(RunFolder& run, Trainer& trainer)
-    : run_(run), interval_(interval_of(trainer)), epochs_(trainer.config().train.epochs) {
+    : run_(run),
+      config_(to_toml(trainer.config())),
+      interval_(interval_of(trainer)),
+      epochs_(trainer.config().train.epochs) {
   const auto& config = trainer.config().checkpoint;
   store_ = std::make_unique<CheckpointStore>(run.dir() / "checkpoints", Retention{int(config.keep), config.every});
   uint64_t bytes = kSmallFiles;
@@ -105,9 +173,10 @@ RunCheckpoints::~RunCheckpoints() = default;
 void RunCheckpoints::submit(Trainer& trainer, bool best) {
   saved_step_ = trainer.global_step();
   writer_->submit(
-      [s = std::make_shared<Snapshot>(take(trainer, run_)), &store = trainer.net().params(), &run = run_] {
+      [s = std::make_shared<Snapshot>(take(trainer, run_)), &store = trainer.net().params(), &run = run_,
+       &config = config_] {
         run.sync_logs();  // a checkpoint must not outlive, in a power cut, the lines that belong to it
-        return to_checkpoint(*s, store, run.facts());
+        return to_checkpoint(*s, store, config, run.facts());
       },
       best);
 }
@@ -145,20 +214,39 @@ void RunCheckpoints::save_now(Trainer& trainer) {
   wait();
 }
 
-bool RunCheckpoints::on_rewind(Trainer& trainer) {
+bool RunCheckpoints::on_rewind(Trainer& trainer, int64_t newest) {
   try {
     writer_->wait();
   } catch (const Error& e) {  // it has not saved weights that are not finite: back to those before
     if (e.exit != Exit::diverged) throw;
   }
-  return !store_->steps().empty() && load(trainer);
+  if (store_->steps().empty() || !load(trainer, newest)) return false;
+  if (!tell_) return true;
+  for (const std::string& note : notes_) tell_(note);
+  tell_(fmt::format("not finite: training goes back to the checkpoint of step {}, with half the learning rate",
+                    trainer.global_step()));
+  return true;
 }
 
-bool RunCheckpoints::load(Trainer& trainer) {
+bool RunCheckpoints::load(Trainer& trainer, int64_t newest) {
   writer_->wait();
   notes_.clear();
   std::vector<Rejected> rejected;
-  const std::optional<Checkpoint> found = store_->load_latest(rejected);
+  RunState run;
+  const auto use = [&](const Checkpoint& c) {
+    const std::string origin = fmt::format("checkpoint {} of {}", c.step, run_.dir().string());
+    saved_config_ = config_of(c, origin);
+    if (const auto config = c.facts.find("config");
+        config != c.facts.end() && config->second != run_.facts().at("config")) {
+      const std::string changes = saved_config_ ? unsafe_changes(differences(*saved_config_, trainer.config())) : "";
+      fail(Exit::usage,
+           "{} was saved under another config: config.toml was changed since, in more than the keys that may change{}. "
+           "Put it back, or start a new run from the weights with `linnet fork`",
+           origin, changes.empty() ? "" : ": " + changes);
+    }
+    run = take_up(trainer, c, origin);
+  };
+  const std::optional<Checkpoint> found = store_->load_latest(rejected, use, newest);
   for (const Rejected& r : rejected) notes_.push_back(fmt::format("checkpoint {} is not used: {}", r.name, r.reason));
   if (!found) {
     if (run_.was_saved())
@@ -168,41 +256,6 @@ bool RunCheckpoints::load(Trainer& trainer) {
            run_.dir().string());
     run_.restore({});
     return false;
-  }
-  const std::string origin = fmt::format("checkpoint {} of {}", found->step, run_.dir().string());
-  if (const auto config = found->facts.find("config");
-      config != found->facts.end() && config->second != run_.facts().at("config"))
-    fail(Exit::usage,
-         "{} was saved under another config: config.toml was changed since, in more than the keys that may change. Put "
-         "it "
-         "back, or start a new run from the weights with `linnet fork`",
-         origin);
-  for (const char* file : {"model", "optim"})
-    if (!found->tensors.contains(file))
-      fail(Exit::checkpoint, "{} has no {}.safetensors: it is not one that Linnet wrote for a run", origin, file);
-  Backend& backend = trainer.net().backend();
-  set_weights(backend, trainer.net().params(), found->tensors.at("model"), origin);
-  const SafeTensors& optim = found->tensors.at("optim");
-  size_t used = 0;
-  for (const auto& [name, tensor] : trainer.tensors()) {
-    if (name == "master" || name == "buffers" || tensor.numel() == 0) continue;
-    const auto stored = optim.tensors.find(name);
-    if (stored == optim.tensors.end() || stored->second.dtype != "F32" || stored->second.bytes.size() != tensor.bytes())
-      fail(Exit::checkpoint, "{} has no '{}' of {} bytes: it belongs to another optimizer or model", origin, name,
-           tensor.bytes());
-    backend.upload(tensor, stored->second.bytes.data());
-    ++used;
-  }
-  if (used != optim.tensors.size())
-    fail(Exit::checkpoint, "{} has state that this optimizer does not: it belongs to another config", origin);
-  const Json state = parse_json(found->state, origin, Exit::checkpoint);
-  RunState run;
-  try {
-    trainer.restore(Progress::from_json(state.at("progress").dump(), origin));
-    run = run_state(state.at("run"));
-    if (state.contains("choices")) backend.set_choices(state.at("choices").get<std::string>());
-  } catch (const Json::exception& e) {
-    fail(Exit::checkpoint, "{}: its state.json is not one that Linnet wrote: {}", origin, e.what());
   }
   if (trainer.progress().epoch > epochs_)
     fail(Exit::usage, "{} has {} epochs behind it, more than train.epochs = {}; evaluate an earlier checkpoint instead",
@@ -220,6 +273,15 @@ bool RunCheckpoints::load(Trainer& trainer) {
           fmt::format("{} was {}, is {}: the run continues, but not bit for bit", key, escaped(then->second), value));
   }
   return true;
+}
+
+std::string unsafe_changes(const std::vector<ConfigChange>& changes) {
+  std::string text;
+  for (const ConfigChange& c : changes)
+    if (!is_safe_to_change(c.key))
+      text += fmt::format("{}{} ({} -> {})", text.empty() ? "" : ", ", c.key, c.from.empty() ? "none" : c.from,
+                          c.to.empty() ? "none" : c.to);
+  return text;
 }
 
 SafeTensors run_weights(const std::filesystem::path& run, std::string& origin) {

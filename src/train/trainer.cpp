@@ -1,5 +1,7 @@
 #include "linnet/trainer.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -383,6 +385,35 @@ BadStep Trainer::examine_bad_step(int64_t step) {
   return bad;
 }
 
+// Back to a checkpoint, with a smaller learning rate. A run that does not get past the bad step from there goes back to
+// an older one: what was saved last may be lost already. All that decides it is part of the state, so that a run that
+// is killed on the way goes the same way again.
+bool Trainer::rewind(const std::vector<Observer*>& observers, const BadStep& bad) {
+  if (config_.train.on_nonfinite != "rewind" || at_.rewinds >= config_.train.max_skips) return false;
+  const Progress failed = at_;
+  const int64_t newest = bad.step <= failed.rewound_from ? failed.rewound_to.back() - 1 : bad.step;
+  bool done = false;
+  for (Observer* o : observers) done = done || o->on_rewind(*this, newest);
+  if (!done) return false;
+  at_.rewinds = failed.rewinds + 1;
+  at_.rewound_from = std::max(failed.rewound_from, bad.step);
+  at_.rewound_to = failed.rewound_to;
+  at_.rewound_to.push_back(at_.step);
+  return true;
+}
+
+// The same with what was tried in vain.
+Diverged Trainer::after_rewinds(const Diverged& d) const {
+  if (config_.train.on_nonfinite != "rewind") return d;
+  const std::string no_more = at_.rewinds >= config_.train.max_skips
+                                  ? fmt::format("train.max_skips = {} allows no more", config_.train.max_skips)
+                                  : "there is no checkpoint to go back to";
+  if (at_.rewinds == 0) return {fmt::format("{}; {}", no_more, d.what()), d.bad};
+  return {fmt::format("training went back {} time{} (to step {}), each time with half the learning rate; {}; {}",
+                      at_.rewinds, at_.rewinds == 1 ? "" : "s", fmt::join(at_.rewound_to, ", "), no_more, d.what()),
+          d.bad};
+}
+
 std::vector<StepTrace> Trainer::last_steps() {
   std::vector<StepTrace> steps = read_trace(backend_, step_memory_);
   for (StepTrace& s : steps) s.loss /= double(images_of(s.step % steps_per_epoch_));
@@ -413,14 +444,6 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
     row.step = at_.step;
     for (Observer* o : observers) o->on_row(row);
   };
-  const auto rewound = [&] {
-    if (config_.train.on_nonfinite != "rewind" || at_.rewinds >= config_.train.max_skips) return false;
-    const int64_t rewinds = at_.rewinds;
-    bool done = false;
-    for (Observer* o : observers) done = done || o->on_rewind(*this);
-    if (done) at_.rewinds = rewinds + 1;
-    return done;
-  };
   // On a GPU a look at the result waits for the device: there it is taken with the metrics.
   const bool look_every_step = backend_.device() == Device::cpu;
 
@@ -440,8 +463,8 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
       for (Observer* o : observers) o->on_step(at_.step, at_.epoch);
       try {
         if (look_every_step || due || layers) check_result();
-      } catch (const Diverged&) {
-        if (!rewound()) throw;
+      } catch (const Diverged& d) {
+        if (!rewind(observers, d.bad)) throw after_rewinds(d);
         continue;
       }
       if (due || layers) {
@@ -464,8 +487,8 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
     Row row;
     try {
       row = epoch_row(t - std::exchange(epoch_mark, t));
-    } catch (const Diverged&) {
-      if (!rewound()) throw;
+    } catch (const Diverged& d) {
+      if (!rewind(observers, d.bad)) throw after_rewinds(d);
       continue;
     }
     const bool over = end_epoch(row);
@@ -627,11 +650,11 @@ void Trainer::restore(const Progress& p) {
   // These become indices: a state that was made to be wrong must not get that far.
   if (p.step / steps_per_epoch_ != p.epoch || p.step % steps_per_epoch_ != p.in_epoch || p.phase < 0 ||
       size_t(p.phase) > config_.phases.size())
-    fail(
-        Exit::checkpoint,
-        "the state of step {} does not fit this config: it is {} steps into epoch {} and in phase {}, and an epoch has "
-        "{} steps, the config {} phases",
-        p.step, p.in_epoch, p.epoch, p.phase, steps_per_epoch_, config_.phases.size());
+    fail(Exit::checkpoint,
+         "step = {}, epoch = {}, in_epoch = {} and phase = {} do not fit together in this config: an epoch has {} "
+         "steps, "
+         "and there are {} phases after the first",
+         p.step, p.epoch, p.in_epoch, p.phase, steps_per_epoch_, config_.phases.size());
   at_ = p;
   images_before_ = p.epoch_sums.images;
   updater_.restored(int(p.phase), p.update_start);
