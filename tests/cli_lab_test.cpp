@@ -39,7 +39,7 @@ TEST_F(Lab, LrFindComparesBatchSizesAndOptimizers) {
 }
 
 TEST_F(Lab, LrFindAdvisesNothingWhereNothingFell) {
-  const std::string high = "lr-find " + config() + " --steps 12 --seeds 2 --from 1e3 --to 1e8";
+  const std::string high = "lr-find " + config() + " --steps 30 --seeds 2 --from 1e3 --to 1e8";
   const Ended e = run_in_shell(high);
   EXPECT_EQ(e.code, 0) << e.out;
   expect_has(e.out, "the loss rises from the first rates on");
@@ -48,7 +48,24 @@ TEST_F(Lab, LrFindAdvisesNothingWhereNothingFell) {
   const json j = json::parse(run_in_shell(high + " --json").out)[0];
   EXPECT_TRUE(j["from"].is_null() && j["steepest"].is_null() && j["to"].is_null()) << j;
   expect_has(j["doubt"], "the loss rises");
-  EXPECT_EQ(run_in_shell("lr-find " + config() + " --to inf").code, 2);
+  expect_has(j["cure"], "--from");
+  expect_has(run_in_shell("lr-find " + config() + " --steps 10 --seeds 1").out, "10 rates are too few");
+}
+
+TEST_F(Lab, LrFindRefusesBeforeItTrains) {
+  for (const std::string& bad : {std::string("inf"), std::string("0"), std::string("-1"), "1" + std::string(309, '0')})
+    for (const char* option : {" --to ", " --from "}) {
+      const Ended e = run_in_shell("lr-find " + config() + option + bad);
+      EXPECT_EQ(e.code, 2) << option << bad;
+      expect_has(e.out, "expected a number above 0, got '");
+    }
+  for (const char* names : {"sgd,nope", "sgd,,adam", "sgd,", "''"}) {
+    const Ended e = run_in_shell("lr-find " + config() + " --steps 10 --optimizer " + names);
+    EXPECT_EQ(e.code, 2) << names << e.out;
+    EXPECT_EQ(e.out.find("done"), e.out.npos) << e.out;
+  }
+  expect_has(run_in_shell("lr-find " + config() + " --optimizer sgd,,adam").out, "got an empty one");
+  expect_has(run_in_shell("lr-find " + config() + " --svg ''").out, "expected the name of a file");
 }
 
 TEST_F(Lab, OnlyADrawingOfItsKindIsReplaced) {
