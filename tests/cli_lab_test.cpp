@@ -108,6 +108,15 @@ TEST_F(Lab, PlayRefusesWhatItWouldHaveToGuess) {
     EXPECT_EQ(e.code, 2) << bad << e.out;
     expect_has(e.out, "expected ");
   }
+  for (const char* bad : {"0", "-1", "inf"})
+    expect_has(run_in_shell(std::string("play bowl --optimizer sgd --grid=") + bad).out, "expected a number above 0");
+  const Ended twice = run_in_shell("play bowl --optimizer sgd -o linnet-same.svg --svg ./linnet-same.svg");
+  EXPECT_EQ(twice.code, 2) << twice.out;
+  for (const char* option : {" -o ''", " --svg ''"}) {
+    const Ended e = run_in_shell(std::string("play bowl --optimizer sgd") + option);
+    EXPECT_EQ(e.code, 2) << e.out;
+    expect_has(e.out, "expected the name of a file");
+  }
   const std::string svg = (dir_ / "x.svg").string(), same = (dir_ / "./x.svg").string();
   EXPECT_EQ(run_in_shell("play bowl --steps 3 --optimizer sgd --svg '" + svg + "' -o '" + same + "'").code, 2);
   EXPECT_FALSE(std::filesystem::exists(svg));
@@ -125,6 +134,23 @@ TEST_F(Lab, AFileThatCannotBeWrittenIsSeenBeforeTheWork) {
   }
 }
 
+// The corners and the steps of the first way of a page.
+struct DrawnWay {
+  std::vector<std::string> corners;
+  std::vector<int64_t> steps;
+};
+DrawnWay first_way(const std::string& html) {
+  const auto attribute = [&](const std::string& name) {
+    const size_t at = html.find(name + "=\"", html.find("class=\"way\"")) + name.size() + 2;
+    return std::istringstream(html.substr(at, html.find('"', at) - at));
+  };
+  DrawnWay way;
+  std::istringstream corners = attribute(" d"), steps = attribute("data-steps");
+  for (std::string one; corners >> one;) way.corners.push_back(one);
+  for (int64_t one = 0; steps >> one;) way.steps.push_back(one);
+  return way;
+}
+
 TEST_F(Lab, PlaysPageCoversAllStepsAndDrawsAGridOnce) {
   const std::string page = (dir_ / "p.html").string();
   const Ended e = run_in_shell(
@@ -133,29 +159,58 @@ TEST_F(Lab, PlaysPageCoversAllStepsAndDrawsAGridOnce) {
       page + "'");
   ASSERT_EQ(e.code, 0) << e.out;
   const std::string html = read(page);
-  const auto points_of = [&](size_t from) {
-    const size_t at = html.find("points=\"", html.find("class=\"way\"", from)) + 8;
-    std::vector<std::string> all;
-    std::istringstream in(html.substr(at, html.find('"', at) - at));
-    for (std::string one; in >> one;) all.push_back(one);
-    return all;
-  };
-  const std::vector<std::string> points = points_of(0);
-  ASSERT_EQ(points.size(), 2001u);
-  EXPECT_EQ(points.front(), "648.0,80.0");  // (4, 2) of -5 to 5 and -3 to 3
+  const DrawnWay way = first_way(html);
+  ASSERT_EQ(way.corners.size(), way.steps.size());
+  EXPECT_LT(way.corners.size(), 2000u);           // it creeps
+  EXPECT_EQ(way.corners.front(), "M648.0,80.0");  // (4, 2) of -5 to 5 and -3 to 3
+  EXPECT_EQ(way.steps.back(), 20001);
   const json path = json::parse(e.out)["optimizers"][0]["path"];
-  double x = 0, y = 0;
-  ASSERT_EQ(std::sscanf(points.back().c_str(), "%lf,%lf", &x, &y), 2);
-  EXPECT_NEAR(x, 72 * (5 + path[20001][0].get<double>()), 0.06);
-  EXPECT_NEAR(y, 80 * (3 - path[20001][1].get<double>()), 0.06);
-  ASSERT_EQ(std::sscanf(points[1000].c_str(), "%lf,%lf", &x, &y), 2);
-  EXPECT_NEAR(y, 80 * (3 - path[10000][1].get<double>()), 0.06);  // floor(1000 * 20001 / 2000)
-  for (const char* part : {"data-steps=\"20001\"", "max=\"2000\"", "<title>minimum</title>", "<title>start</title>",
-                           ">w1</text>", ">-4</text>"})
+  for (size_t k = 0; k < way.corners.size(); ++k) {
+    double x = 0, y = 0;
+    ASSERT_EQ(std::sscanf(way.corners[k].c_str() + 1, "%lf,%lf", &x, &y), 2);
+    EXPECT_NEAR(x, 72 * (5 + path[way.steps[k]][0].get<double>()), 0.06);
+    EXPECT_NEAR(y, 80 * (3 - path[way.steps[k]][1].get<double>()), 0.06);
+  }
+  for (const char* part :
+       {"max=\"20001\"", "<title>minimum</title>", "<title>start</title>", ">w1</text>", ">-4</text>"})
     expect_has(html, part);
   size_t grids = 0;
   for (size_t at = 0; (at = html.find("<h3>", at)) != html.npos; ++at) ++grids;
   EXPECT_EQ(grids, 2u);  // sgd, sgd:momentum=0
+}
+
+// Each step crosses the ravine: none may be left out, or a way is drawn that never was.
+TEST_F(Lab, PlayDrawsEachCrossing) {
+  const std::string page = (dir_ / "p.html").string();
+  ASSERT_EQ(run_in_shell("play ravine --steps 5000 --optimizer sgd:lr=0.1 -o '" + page + "'").code, 0);
+  const DrawnWay way = first_way(read(page));
+  ASSERT_EQ(way.corners.size(), 5001u);
+  for (size_t k = 1; k < way.corners.size(); ++k) EXPECT_EQ(way.steps[k], int64_t(k));
+  ASSERT_EQ(run_in_shell("play ravine --steps 30000 --optimizer sgd:lr=0.1 -o '" + page + "'").code, 0);
+  const DrawnWay longer = first_way(read(page));  // its two ends, with a gap between
+  ASSERT_EQ(longer.corners.size(), 20000u);
+  EXPECT_EQ(longer.corners[10000][0], 'M');
+  EXPECT_EQ(longer.steps[9999], 9999);
+  EXPECT_EQ(longer.steps.back(), 30000);
+}
+
+TEST_F(Lab, LrFindNamesSixCurvesBelowInSixLooks) {
+  const std::string svg = (dir_ / "r.svg").string();
+  ASSERT_EQ(
+      run_in_shell("lr-find " + config() + " --batch 8,9,10,11,12,13 --steps 10 --seeds 1 --svg '" + svg + "'").code,
+      0);
+  const std::string drawn = read(svg);
+  std::set<std::string> looks;
+  for (size_t at = 0; (at = drawn.find("<line class=\"key ", at)) != drawn.npos; ++at)
+    looks.insert(drawn.substr(drawn.find("stroke=", at), 16));
+  EXPECT_EQ(looks.size(), 6u);
+  double width = 0, height = 0, y = 0;
+  ASSERT_EQ(std::sscanf(drawn.c_str() + drawn.find("viewBox=\"") + 9, "0 0 %lf %lf", &width, &height), 2);
+  const size_t name = drawn.find(", batch 13</text>");
+  ASSERT_NE(name, drawn.npos);
+  ASSERT_EQ(std::sscanf(drawn.c_str() + drawn.rfind(" y=\"", name), " y=\"%lf", &y), 1);
+  EXPECT_GT(y, 360);  // below the picture
+  EXPECT_LT(y, height);
 }
 
 TEST_F(Lab, FurtherWaysAreDashedAndNamedBelow) {
@@ -228,7 +283,7 @@ TEST_F(Lab, LandscapeOfARun) {
   for (const char* part : {"<h2>Two directions</h2>", " at most.</p>\n<p>largest eigenvalue", "<g class=\"scale\">"})
     expect_has(read(page), part);
   const Ended unsettled = run_in_shell(few + "--hessian 1");
-  expect_has(unsettled.out, "not settled after 1 power iterations");
+  expect_has(unsettled.out, "not settled after 1 power iteration;");
   EXPECT_EQ(unsettled.out.find("stable below"), std::string::npos) << unsettled.out;
 
   // Told before the work.
