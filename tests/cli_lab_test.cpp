@@ -94,7 +94,7 @@ TEST_F(Lab, PlayDrawsAndCounts) {
   EXPECT_TRUE(j["optimizers"][1]["converged"].is_null());
   EXPECT_NEAR(j["optimizers"][1]["reversed"], 1, 1e-9);  // w2 goes from 2 to -2 and back
   const std::string html = read(page);
-  for (const char* part : {"type=\"range\"", "<polyline", "lr 0.03: "}) expect_has(html, part);
+  for (const char* part : {"type=\"range\"", "<path class=\"way\"", "lr 0.03: "}) expect_has(html, part);
   for (const char* part : {"src=", "href=", "@import"}) EXPECT_EQ(html.find(part), html.npos);  // it loads nothing
   EXPECT_EQ(run_in_shell("play bow --optimizer sgd").code, 2);
   EXPECT_EQ(run_in_shell("play bowl --optimizer sdg").code, 2);
@@ -268,6 +268,35 @@ TEST_F(Lab, NoiseFollowsTheLawAndAdviceHasReasons) {
   EXPECT_EQ(run_in_shell("noise " + config() + " --batch 300").code, 2);
 }
 
+// The rate of the steps is that after train.lr_scaling, and they have as many images as the config's.
+TEST_F(Lab, AdviceReckonsWithScalingAndAccumulation) {
+  const std::string few = "advise " + config() + " --batch 8 --samples 4 --steps 2 --json --set train.accumulate=2";
+  const auto lr_of = [&](const std::string& more) {
+    const Ended e = run_in_shell(few + more);
+    EXPECT_EQ(e.code, 0) << e.out;
+    for (const json& one : json::parse(e.out.substr(e.out.find('{')))["advice"])
+      if (one["key"] == "optimizer.lr") return one["reason"].get<std::string>();
+    return std::string();
+  };
+  const std::string plain = lr_of("");
+  if (plain.find("advises no rate") == plain.npos) {
+    expect_has(plain, "32 images a step");
+    expect_has(lr_of(" --set train.lr_scaling=linear --set train.lr_batch_size=8"), "which train.lr_scaling makes");
+  }
+  expect_has(lr_of(" --set train.accumulate=100 --set data.samples=3000"), "too many for a short test");
+}
+
+TEST_F(Lab, ACheckThatIsSkippedHasNotPassed) {
+  const std::string few = "check " + config() + " --only labels --set data.samples=200 --set data.val=20";
+  const Ended e = run_in_shell(few);
+  EXPECT_EQ(e.code, 0) << e.out;
+  expect_has(e.out, "0 failed, 1 skipped, 0 passed");
+  EXPECT_EQ(json::parse(run_in_shell(few + " --json").out)["skipped"], 1);
+  const Ended failed = run_in_shell("check " + config() + " --only loss --json --set optimizer.lr=1e4");
+  EXPECT_EQ(failed.code, 5) << failed.out;
+  expect_has(json::parse(failed.out)["checks"][0]["advice"], "optimizer.clip_norm = 1");
+}
+
 TEST_F(Lab, LandscapeOfARun) {
   const std::string run = (dir_ / "run").string(), page = (dir_ / "s.html").string();
   const Ended t = run_in_shell("train " + config() + " --epochs 1 --out '" + run + "' --set log.tensorboard=false");
@@ -285,6 +314,10 @@ TEST_F(Lab, LandscapeOfARun) {
   const Ended unsettled = run_in_shell(few + "--hessian 1");
   expect_has(unsettled.out, "not settled after 1 power iteration;");
   EXPECT_EQ(unsettled.out.find("stable below"), std::string::npos) << unsettled.out;
+
+  const Ended unnamed = run_in_shell(few + "-o ''");
+  EXPECT_EQ(unnamed.code, 2);
+  expect_has(unnamed.out, "expected the name of a file");
 
   // Told before the work.
   for (const char* place : {"/nonexistent/x.html", "/proc/x.html"}) {
@@ -330,7 +363,16 @@ TEST_F(Lab, AutopsyOfADivergedRun) {
   EXPECT_EQ(run_in_shell("autopsy '" + run + "' -o '" + other + "'").code, 2);
   EXPECT_EQ(read(other), "a page of mine");
   EXPECT_EQ(run_in_shell("autopsy '" + dir_.path().string() + "'").code, 2);
-  EXPECT_EQ(run_in_shell("autopsy '" + run + "' -o /nonexistent/x.html").code, 4);
+  const Ended unwritten = run_in_shell("autopsy '" + run + "' -o /nonexistent/x.html");  // the text comes all the same
+  EXPECT_EQ(unwritten.code, 4);
+  for (const char* part : {"what to do: ", "no page is written: ", "-o FILE"}) expect_has(unwritten.out, part);
+
+  json negative = bad;
+  negative["step"] = -5;
+  std::ofstream(dir_ / "run" / "nonfinite.json") << negative;
+  const Ended damaged = run_in_shell("autopsy '" + run + "'");
+  EXPECT_EQ(damaged.code, 4);
+  expect_has(damaged.out, "expected a step and an epoch of 0 or more, got step -5");
 }
 
 TEST_F(Lab, AutopsyOfAPoisonedInput) {

@@ -33,7 +33,7 @@ inline CLI::Validator file_name() {
       [](const std::string& text) {
         return text.empty() ? std::string("expected the name of a file, got an empty one") : std::string();
       },
-      "FILE");
+      "");
 }
 
 // "1 seed", "2 seeds".
