@@ -166,6 +166,11 @@ TEST_F(Checks, ALearningRateOf100IsSeen) {
   expect(fail, "loss", c);
   const CheckResult loss = run("loss", c);
   expect_advice(loss, "optimizer.clip_norm = 1", {"first weights", "multiply"});
+  Config clipped = c;  // what is set already is no advice
+  clipped.clip.norm = 1;
+  clipped.schedule.warmup = 1;
+  if (const CheckResult r = run("loss", clipped); r.verdict == fail && r.advice.find("it rises") != r.advice.npos)
+    expect_advice(r, "a longer schedule.warmup", {"clip_norm", "schedule.warmup = 1"});
   // Rounded: no number has more than 6 digits in a row.
   for (size_t at = 0, digits = 0; at < loss.text.size(); ++at) {
     digits = std::isdigit(static_cast<unsigned char>(loss.text[at])) ? digits + 1 : 0;

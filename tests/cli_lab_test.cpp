@@ -39,7 +39,7 @@ TEST_F(Lab, LrFindComparesBatchSizesAndOptimizers) {
 }
 
 TEST_F(Lab, LrFindAdvisesNothingWhereNothingFell) {
-  const std::string high = "lr-find " + config() + " --steps 12 --seeds 2 --from 1e3 --to 1e8";
+  const std::string high = "lr-find " + config() + " --steps 30 --seeds 2 --from 1e3 --to 1e8";
   const Ended e = run_in_shell(high);
   EXPECT_EQ(e.code, 0) << e.out;
   expect_has(e.out, "the loss rises from the first rates on");
@@ -48,7 +48,24 @@ TEST_F(Lab, LrFindAdvisesNothingWhereNothingFell) {
   const json j = json::parse(run_in_shell(high + " --json").out)[0];
   EXPECT_TRUE(j["from"].is_null() && j["steepest"].is_null() && j["to"].is_null()) << j;
   expect_has(j["doubt"], "the loss rises");
-  EXPECT_EQ(run_in_shell("lr-find " + config() + " --to inf").code, 2);
+  expect_has(j["cure"], "--from");
+  expect_has(run_in_shell("lr-find " + config() + " --steps 10 --seeds 1").out, "10 rates are too few");
+}
+
+TEST_F(Lab, LrFindRefusesBeforeItTrains) {
+  for (const std::string& bad : {std::string("inf"), std::string("0"), std::string("-1"), "1" + std::string(309, '0')})
+    for (const char* option : {" --to ", " --from "}) {
+      const Ended e = run_in_shell("lr-find " + config() + option + bad);
+      EXPECT_EQ(e.code, 2) << option << bad;
+      expect_has(e.out, "expected a number above 0, got '");
+    }
+  for (const char* names : {"sgd,nope", "sgd,,adam", "sgd,", "''"}) {
+    const Ended e = run_in_shell("lr-find " + config() + " --steps 10 --optimizer " + names);
+    EXPECT_EQ(e.code, 2) << names << e.out;
+    EXPECT_EQ(e.out.find("done"), e.out.npos) << e.out;
+  }
+  expect_has(run_in_shell("lr-find " + config() + " --optimizer sgd,,adam").out, "got an empty one");
+  expect_has(run_in_shell("lr-find " + config() + " --svg ''").out, "expected the name of a file");
 }
 
 TEST_F(Lab, OnlyADrawingOfItsKindIsReplaced) {
@@ -77,7 +94,7 @@ TEST_F(Lab, PlayDrawsAndCounts) {
   EXPECT_TRUE(j["optimizers"][1]["converged"].is_null());
   EXPECT_NEAR(j["optimizers"][1]["reversed"], 1, 1e-9);  // w2 goes from 2 to -2 and back
   const std::string html = read(page);
-  for (const char* part : {"type=\"range\"", "<polyline", "lr 0.03: "}) expect_has(html, part);
+  for (const char* part : {"type=\"range\"", "<path class=\"way\"", "lr 0.03: "}) expect_has(html, part);
   for (const char* part : {"src=", "href=", "@import"}) EXPECT_EQ(html.find(part), html.npos);  // it loads nothing
   EXPECT_EQ(run_in_shell("play bow --optimizer sgd").code, 2);
   EXPECT_EQ(run_in_shell("play bowl --optimizer sdg").code, 2);
@@ -90,6 +107,15 @@ TEST_F(Lab, PlayRefusesWhatItWouldHaveToGuess) {
     const Ended e = run_in_shell(std::string("play bowl --steps 3 --optimizer ") + bad);
     EXPECT_EQ(e.code, 2) << bad << e.out;
     expect_has(e.out, "expected ");
+  }
+  for (const char* bad : {"0", "-1", "inf"})
+    expect_has(run_in_shell(std::string("play bowl --optimizer sgd --grid=") + bad).out, "expected a number above 0");
+  const Ended twice = run_in_shell("play bowl --optimizer sgd -o linnet-same.svg --svg ./linnet-same.svg");
+  EXPECT_EQ(twice.code, 2) << twice.out;
+  for (const char* option : {" -o ''", " --svg ''"}) {
+    const Ended e = run_in_shell(std::string("play bowl --optimizer sgd") + option);
+    EXPECT_EQ(e.code, 2) << e.out;
+    expect_has(e.out, "expected the name of a file");
   }
   const std::string svg = (dir_ / "x.svg").string(), same = (dir_ / "./x.svg").string();
   EXPECT_EQ(run_in_shell("play bowl --steps 3 --optimizer sgd --svg '" + svg + "' -o '" + same + "'").code, 2);
@@ -108,6 +134,23 @@ TEST_F(Lab, AFileThatCannotBeWrittenIsSeenBeforeTheWork) {
   }
 }
 
+// The corners and the steps of the first way of a page.
+struct DrawnWay {
+  std::vector<std::string> corners;
+  std::vector<int64_t> steps;
+};
+DrawnWay first_way(const std::string& html) {
+  const auto attribute = [&](const std::string& name) {
+    const size_t at = html.find(name + "=\"", html.find("class=\"way\"")) + name.size() + 2;
+    return std::istringstream(html.substr(at, html.find('"', at) - at));
+  };
+  DrawnWay way;
+  std::istringstream corners = attribute(" d"), steps = attribute("data-steps");
+  for (std::string one; corners >> one;) way.corners.push_back(one);
+  for (int64_t one = 0; steps >> one;) way.steps.push_back(one);
+  return way;
+}
+
 TEST_F(Lab, PlaysPageCoversAllStepsAndDrawsAGridOnce) {
   const std::string page = (dir_ / "p.html").string();
   const Ended e = run_in_shell(
@@ -116,29 +159,58 @@ TEST_F(Lab, PlaysPageCoversAllStepsAndDrawsAGridOnce) {
       page + "'");
   ASSERT_EQ(e.code, 0) << e.out;
   const std::string html = read(page);
-  const auto points_of = [&](size_t from) {
-    const size_t at = html.find("points=\"", html.find("class=\"way\"", from)) + 8;
-    std::vector<std::string> all;
-    std::istringstream in(html.substr(at, html.find('"', at) - at));
-    for (std::string one; in >> one;) all.push_back(one);
-    return all;
-  };
-  const std::vector<std::string> points = points_of(0);
-  ASSERT_EQ(points.size(), 2001u);
-  EXPECT_EQ(points.front(), "648.0,80.0");  // (4, 2) of -5 to 5 and -3 to 3
+  const DrawnWay way = first_way(html);
+  ASSERT_EQ(way.corners.size(), way.steps.size());
+  EXPECT_LT(way.corners.size(), 2000u);           // it creeps
+  EXPECT_EQ(way.corners.front(), "M648.0,80.0");  // (4, 2) of -5 to 5 and -3 to 3
+  EXPECT_EQ(way.steps.back(), 20001);
   const json path = json::parse(e.out)["optimizers"][0]["path"];
-  double x = 0, y = 0;
-  ASSERT_EQ(std::sscanf(points.back().c_str(), "%lf,%lf", &x, &y), 2);
-  EXPECT_NEAR(x, 72 * (5 + path[20001][0].get<double>()), 0.06);
-  EXPECT_NEAR(y, 80 * (3 - path[20001][1].get<double>()), 0.06);
-  ASSERT_EQ(std::sscanf(points[1000].c_str(), "%lf,%lf", &x, &y), 2);
-  EXPECT_NEAR(y, 80 * (3 - path[10000][1].get<double>()), 0.06);  // floor(1000 * 20001 / 2000)
-  for (const char* part : {"data-steps=\"20001\"", "max=\"2000\"", "<title>minimum</title>", "<title>start</title>",
-                           ">w1</text>", ">-4</text>"})
+  for (size_t k = 0; k < way.corners.size(); ++k) {
+    double x = 0, y = 0;
+    ASSERT_EQ(std::sscanf(way.corners[k].c_str() + 1, "%lf,%lf", &x, &y), 2);
+    EXPECT_NEAR(x, 72 * (5 + path[way.steps[k]][0].get<double>()), 0.06);
+    EXPECT_NEAR(y, 80 * (3 - path[way.steps[k]][1].get<double>()), 0.06);
+  }
+  for (const char* part :
+       {"max=\"20001\"", "<title>minimum</title>", "<title>start</title>", ">w1</text>", ">-4</text>"})
     expect_has(html, part);
   size_t grids = 0;
   for (size_t at = 0; (at = html.find("<h3>", at)) != html.npos; ++at) ++grids;
   EXPECT_EQ(grids, 2u);  // sgd, sgd:momentum=0
+}
+
+// Each step crosses the ravine: none may be left out, or a way is drawn that never was.
+TEST_F(Lab, PlayDrawsEachCrossing) {
+  const std::string page = (dir_ / "p.html").string();
+  ASSERT_EQ(run_in_shell("play ravine --steps 5000 --optimizer sgd:lr=0.1 -o '" + page + "'").code, 0);
+  const DrawnWay way = first_way(read(page));
+  ASSERT_EQ(way.corners.size(), 5001u);
+  for (size_t k = 1; k < way.corners.size(); ++k) EXPECT_EQ(way.steps[k], int64_t(k));
+  ASSERT_EQ(run_in_shell("play ravine --steps 30000 --optimizer sgd:lr=0.1 -o '" + page + "'").code, 0);
+  const DrawnWay longer = first_way(read(page));  // its two ends, with a gap between
+  ASSERT_EQ(longer.corners.size(), 20000u);
+  EXPECT_EQ(longer.corners[10000][0], 'M');
+  EXPECT_EQ(longer.steps[9999], 9999);
+  EXPECT_EQ(longer.steps.back(), 30000);
+}
+
+TEST_F(Lab, LrFindNamesSixCurvesBelowInSixLooks) {
+  const std::string svg = (dir_ / "r.svg").string();
+  ASSERT_EQ(
+      run_in_shell("lr-find " + config() + " --batch 8,9,10,11,12,13 --steps 10 --seeds 1 --svg '" + svg + "'").code,
+      0);
+  const std::string drawn = read(svg);
+  std::set<std::string> looks;
+  for (size_t at = 0; (at = drawn.find("<line class=\"key ", at)) != drawn.npos; ++at)
+    looks.insert(drawn.substr(drawn.find("stroke=", at), 16));
+  EXPECT_EQ(looks.size(), 6u);
+  double width = 0, height = 0, y = 0;
+  ASSERT_EQ(std::sscanf(drawn.c_str() + drawn.find("viewBox=\"") + 9, "0 0 %lf %lf", &width, &height), 2);
+  const size_t name = drawn.find(", batch 13</text>");
+  ASSERT_NE(name, drawn.npos);
+  ASSERT_EQ(std::sscanf(drawn.c_str() + drawn.rfind(" y=\"", name), " y=\"%lf", &y), 1);
+  EXPECT_GT(y, 360);  // below the picture
+  EXPECT_LT(y, height);
 }
 
 TEST_F(Lab, FurtherWaysAreDashedAndNamedBelow) {
@@ -196,6 +268,35 @@ TEST_F(Lab, NoiseFollowsTheLawAndAdviceHasReasons) {
   EXPECT_EQ(run_in_shell("noise " + config() + " --batch 300").code, 2);
 }
 
+// The rate of the steps is that after train.lr_scaling, and they have as many images as the config's.
+TEST_F(Lab, AdviceReckonsWithScalingAndAccumulation) {
+  const std::string few = "advise " + config() + " --batch 8 --samples 4 --steps 2 --json --set train.accumulate=2";
+  const auto lr_of = [&](const std::string& more) {
+    const Ended e = run_in_shell(few + more);
+    EXPECT_EQ(e.code, 0) << e.out;
+    for (const json& one : json::parse(e.out.substr(e.out.find('{')))["advice"])
+      if (one["key"] == "optimizer.lr") return one["reason"].get<std::string>();
+    return std::string();
+  };
+  const std::string plain = lr_of("");
+  if (plain.find("advises no rate") == plain.npos) {
+    expect_has(plain, "32 images a step");
+    expect_has(lr_of(" --set train.lr_scaling=linear --set train.lr_batch_size=8"), "which train.lr_scaling makes");
+  }
+  expect_has(lr_of(" --set train.accumulate=100 --set data.samples=3000"), "too many for a short test");
+}
+
+TEST_F(Lab, ACheckThatIsSkippedHasNotPassed) {
+  const std::string few = "check " + config() + " --only labels --set data.samples=200 --set data.val=20";
+  const Ended e = run_in_shell(few);
+  EXPECT_EQ(e.code, 0) << e.out;
+  expect_has(e.out, "0 failed, 1 skipped, 0 passed");
+  EXPECT_EQ(json::parse(run_in_shell(few + " --json").out)["skipped"], 1);
+  const Ended failed = run_in_shell("check " + config() + " --only loss --json --set optimizer.lr=1e4");
+  EXPECT_EQ(failed.code, 5) << failed.out;
+  expect_has(json::parse(failed.out)["checks"][0]["advice"], "optimizer.clip_norm = 1");
+}
+
 TEST_F(Lab, LandscapeOfARun) {
   const std::string run = (dir_ / "run").string(), page = (dir_ / "s.html").string();
   const Ended t = run_in_shell("train " + config() + " --epochs 1 --out '" + run + "' --set log.tensorboard=false");
@@ -211,8 +312,12 @@ TEST_F(Lab, LandscapeOfARun) {
   for (const char* part : {"<h2>Two directions</h2>", " at most.</p>\n<p>largest eigenvalue", "<g class=\"scale\">"})
     expect_has(read(page), part);
   const Ended unsettled = run_in_shell(few + "--hessian 1");
-  expect_has(unsettled.out, "not settled after 1 power iterations");
+  expect_has(unsettled.out, "not settled after 1 power iteration;");
   EXPECT_EQ(unsettled.out.find("stable below"), std::string::npos) << unsettled.out;
+
+  const Ended unnamed = run_in_shell(few + "-o ''");
+  EXPECT_EQ(unnamed.code, 2);
+  expect_has(unnamed.out, "expected the name of a file");
 
   // Told before the work.
   for (const char* place : {"/nonexistent/x.html", "/proc/x.html"}) {
@@ -258,7 +363,16 @@ TEST_F(Lab, AutopsyOfADivergedRun) {
   EXPECT_EQ(run_in_shell("autopsy '" + run + "' -o '" + other + "'").code, 2);
   EXPECT_EQ(read(other), "a page of mine");
   EXPECT_EQ(run_in_shell("autopsy '" + dir_.path().string() + "'").code, 2);
-  EXPECT_EQ(run_in_shell("autopsy '" + run + "' -o /nonexistent/x.html").code, 4);
+  const Ended unwritten = run_in_shell("autopsy '" + run + "' -o /nonexistent/x.html");  // the text comes all the same
+  EXPECT_EQ(unwritten.code, 4);
+  for (const char* part : {"what to do: ", "no page is written: ", "-o FILE"}) expect_has(unwritten.out, part);
+
+  json negative = bad;
+  negative["step"] = -5;
+  std::ofstream(dir_ / "run" / "nonfinite.json") << negative;
+  const Ended damaged = run_in_shell("autopsy '" + run + "'");
+  EXPECT_EQ(damaged.code, 4);
+  expect_has(damaged.out, "expected a step and an epoch of 0 or more, got step -5");
 }
 
 TEST_F(Lab, AutopsyOfAPoisonedInput) {

@@ -263,6 +263,18 @@ TEST(Warnings, W13NamesStepAndLayer) {
     expect_has(message, part);
 }
 
+TEST(Warnings, ShorterStepsAreNotThoseThatAreSet) {
+  Config c = tiny_config("mlp");
+  EXPECT_EQ(shorter_steps(c), "a smaller optimizer.lr, schedule.warmup = 1 or optimizer.clip_norm = 1");
+  c.clip.norm = 1;
+  EXPECT_EQ(shorter_steps(c), "a smaller optimizer.lr or schedule.warmup = 1");
+  c.schedule.warmup = 1;
+  EXPECT_EQ(shorter_steps(c), "a smaller optimizer.lr or a longer schedule.warmup");
+  Warnings told(false);
+  EXPECT_EQ(told.tell_once({"W15", "it jumps", false, "Use " + shorter_steps(c)}),
+            "warning W15: it jumps. Use a smaller optimizer.lr or a longer schedule.warmup.");
+}
+
 TEST(Warnings, W17NothingToTrain) {
   Config config = tiny_config("linear");
   config.groups = {{.match = "*.bias", .frozen = true}};

@@ -24,6 +24,7 @@ const std::vector<WarningEntry>& warning_table();
 struct Warning {
   std::string id, message;  // message: what was found, with its numbers
   bool note = false;        // worth knowing, and no error with --strict
+  std::string advice = {};  // what to do in this run; empty: what the table says
 };
 
 // The warnings of one run: each is told once.
@@ -53,6 +54,10 @@ struct RunFacts {
   bool batch_norm = false;  // statistics over the batch
 };
 RunFacts facts_of(ParamStore&, int64_t images);
+
+// What makes steps that are too long shorter, without what the config has already: "a smaller optimizer.lr,
+// schedule.warmup = 1 or optimizer.clip_norm = 1".
+std::string shorter_steps(const Config&);
 
 // The learning rates that are usual for an optimizer (W2); an average's is judged by its lr times (1 - momentum).
 struct UsualLr {
@@ -105,7 +110,7 @@ class Watchdog : public Observer {
     Streak zero, large, small;
   };
 
-  void raise(const std::string& id, std::string message);
+  void raise(const std::string& id, std::string message, std::string advice = {});
   void forget();
   void judge_loss(const Row&);
   void judge_flatness(const Row&, int64_t steps);

@@ -5,6 +5,7 @@
 
 #include "cli.h"
 #include "console.h"
+#include "linnet/schedule.h"
 #include "linnet/warnings.h"
 #include "src/lab/checks.h"
 #include "src/lab/noise.h"
@@ -93,7 +94,7 @@ int noise(const Options& o) {
     return int(Exit::ok);
   }
   print_noise(start, "before the first step", ground.data.train.size());
-  print_noise(later, fmt::format("\nafter {} steps", o.steps), ground.data.train.size());
+  print_noise(later, fmt::format("\nafter {}", counted(o.steps, "step")), ground.data.train.size());
   fmt::print(
       "\nby the law: sigma / sqrt(B), from the smallest batch. Noise scale: about the batch beyond which twice the "
       "images "
@@ -103,6 +104,32 @@ int noise(const Options& o) {
 }
 
 // ---- Advice --------------------------------------------------------------------------------------------------------
+
+// A step of more images would make the range test one of many minutes.
+constexpr int64_t kMostPerStep = 1024;
+
+// Of a step of the config: several batches, where train.accumulate says so.
+int64_t images_per_step(Config c, int64_t images) {
+  c.train.lr_scaling = "linear";  // by the rule of the learning rate itself, which then is what it is asked for
+  c.train.lr_batch_size = 1;
+  return std::llround(scaled_lr(c, 1, images));
+}
+
+// The range test of the config's optimizer at its images per step; in doubt where that would take too long.
+LrRange advise_range(const Ground& ground, int64_t per_step) {
+  const int64_t batch = ground.config.train.batch_size;
+  if (per_step > std::max(batch, kMostPerStep))
+    return {NAN, NAN, NAN, fmt::format("a step has {} images (train.accumulate), too many for a short test", per_step),
+            fmt::format("linnet lr-find with --batch {}", kMostPerStep)};
+  Config c = at_constant_lr(plain_config(ground.config));
+  c.train.accumulate = std::max<int64_t>(1, per_step / batch);
+  c.train.lr_scaling = "none";  // the rates are those of the test
+  c.train.precision = "f32";
+  const RunData data = some_of(ground.all.train, kRangeSteps * per_step);
+  return seeds_range(range_tests(c, *ground.backend, data, 1e-6, 10, kRangeSteps, kRangeSeeds),
+                     smoothing_radius(kRangeSteps), std::log(double(data.train.classes)))
+      .range;
+}
 
 struct Advice {
   std::string key, now, value, reason;  // value empty: as it is
@@ -124,12 +151,17 @@ std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<B
   const double wish = std::pow(2, std::round(std::log2(std::clamp(scale, least, most))));
   const auto batch = int64_t(std::isfinite(wish) ? wish : most);
   const auto now = c.train.batch_size;
-  const bool fits = double(now) > double(batch) / 3 && double(now) < double(batch) * 3;
+  const int64_t per_step = images_per_step(c, facts.images), accumulate = std::max<int64_t>(1, per_step / now);
+  const bool fits = double(per_step) > double(batch) / 3 && double(per_step) < double(batch) * 3;
+  const int64_t wanted = std::max(int64_t(least), batch / accumulate);
   all.push_back(
-      {"train.batch_size", std::to_string(now), fits ? "" : std::to_string(batch),
-       fmt::format("the gradient's noise scale after {} steps is about {:.0f} images: beyond it larger batches are "
-                   "less and less worth their time{}",
-                   o.steps, scale, facts.batch_norm ? "; batch norm wants 32 or more" : "")});
+      {"train.batch_size", std::to_string(now), fits || wanted == now ? "" : std::to_string(wanted),
+       fmt::format(
+           "the gradient's noise scale after {} is about {:.0f} images{}: beyond it larger batches are less and "
+           "less worth their time{}",
+           counted(o.steps, "step"), scale,
+           accumulate > 1 ? fmt::format(", and a step has {} (train.accumulate)", per_step) : "",
+           facts.batch_norm ? "; batch norm wants 32 or more" : "")});
 
   // The optimizer: the specification's sources agree on no more than this (section 1.12).
   const std::string& name = c.optimizer.name;
@@ -151,29 +183,32 @@ std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<B
 
   // The learning rate: one within reach of where the loss falls is left alone; no other is advised without a clear
   // fall.
-  const double lr = c.optimizer.lr;
+  // The test's rates are those of the steps: compared with what train.lr_scaling makes of the config's.
+  const double factor = scaled_lr(c, 1, facts.images), lr = c.optimizer.lr * factor;
+  const std::string scaled = factor == 1 ? "" : fmt::format(", which train.lr_scaling makes {:.3g}", lr);
   if (!range.doubt.empty()) {
-    all.push_back({"optimizer.lr", fmt::format("{:g}", lr), "",
-                   fmt::format("the range test ({} seeds) advises no rate: {}. Try linnet lr-find with more --steps "
-                               "and --seeds, or look at linnet check",
-                               kRangeSeeds, range.doubt)});
+    all.push_back({"optimizer.lr", fmt::format("{:g}", c.optimizer.lr), "",
+                   fmt::format("the range test ({} seeds) advises no rate: {}. Try in linnet lr-find: {}", kRangeSeeds,
+                               range.doubt, range.cure)});
   } else {
     const bool low = lr<range.steepest / 2, high = lr> 10 * range.to;
-    const double digit = std::pow(10, std::floor(std::log10(range.to)));
+    const double value = range.to / factor, digit = std::pow(10, std::floor(std::log10(value)));
     all.push_back(
-        {"optimizer.lr", fmt::format("{:g}", lr),
-         low || high ? fmt::format("{:.3g}", std::round(range.to / digit) * digit) : "",
-         fmt::format("with {} and batches of {} the loss falls fastest at {:.2g} and until {:.2g} (range test, {} "
-                     "seeds), and {:g} is {}. From half the former to ten times the latter a rate is left as it is: a "
-                     "warmup, or a schedule that falls, bears more than the test shows",
-                     name, now, range.steepest, range.to, kRangeSeeds, lr,
-                     low    ? "below half the former"
-                     : high ? "above ten times the latter"
-                            : "between half the former and ten times the latter")});
+        {"optimizer.lr", fmt::format("{:g}", c.optimizer.lr),
+         low || high ? fmt::format("{:.3g}", std::round(value / digit) * digit) : "",
+         fmt::format(
+             "with {} and {} images a step the loss falls fastest at {:.2g} and until {:.2g} (range test, {} "
+             "seeds), and {:g}{} is {}. From half the former to ten times the latter a rate is left as it is: a "
+             "warmup, or a schedule that falls, bears more than the test shows",
+             name, per_step, range.steepest, range.to, kRangeSeeds, c.optimizer.lr, scaled,
+             low    ? "below half the former"
+             : high ? "above ten times the latter"
+                    : "between half the former and ten times the latter")});
   }
-  if (!fits)
-    all.push_back({"train.lr_scaling", c.train.lr_scaling, adaptive || name == "adamw" ? "sqrt" : "linear",
-                   fmt::format("with another batch size the rate changes, too: with train.lr_batch_size = {}", now)});
+  if (!fits && c.train.lr_scaling == "none")
+    all.push_back(
+        {"train.lr_scaling", c.train.lr_scaling, adaptive || name == "adamw" ? "sqrt" : "linear",
+         fmt::format("with another batch size the rate changes, too: with train.lr_batch_size = {}", per_step)});
   if (c.schedule.name == "constant")
     all.push_back({"schedule.name", "constant", "cosine", "a rate that falls to 0 ends lower than any fixed one"});
   if (facts.depth >= 50 && c.schedule.warmup == 0)
@@ -185,17 +220,8 @@ std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<B
 int run_advise(const Options& o) {
   Ground ground(o);
   tell("range test ...\n");
-  LrRange range;
-  {
-    Config c = at_constant_lr(plain_config(ground.config));
-    c.train.lr_scaling = "none";
-    c.train.precision = "f32";
-    const RunData data = some_of(ground.all.train, kRangeSteps * c.train.batch_size);
-    range = seeds_range(range_tests(c, *ground.backend, data, 1e-6, 10, kRangeSteps, kRangeSeeds),
-                        smoothing_radius(kRangeSteps))
-                .range;
-  }
-  tell(fmt::format("{} steps, then the gradient's noise ...\n", o.steps));
+  const LrRange range = advise_range(ground, images_per_step(ground.config, ground.all.train.size()));
+  tell(fmt::format("{}, then the gradient's noise ...\n", counted(o.steps, "step")));
   ground.train(o.steps);
   const std::vector<BatchNoise> noise = ground.measure(o);
   const std::vector<Advice> all = advise(ground, o, noise, range);
@@ -214,7 +240,7 @@ int run_advise(const Options& o) {
                            .dump());
     return int(Exit::ok);
   }
-  const auto width = size_t(std::clamp(stdout_terminal().columns, 40, 120) - 4);
+  const auto width = size_t(std::clamp(stdout_terminal().columns, 24, 120) - 4);
   for (const Advice& a : all) {
     fmt::print("{}: {}\n", a.key, a.value.empty() ? a.now + ", as it is" : a.now + " -> " + a.value);
     const std::string text = wrap_words(a.reason, width);

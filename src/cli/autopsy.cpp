@@ -41,7 +41,6 @@ int autopsy(const Options& o) {
   if (!fs::exists(dir / "nonfinite.json"))
     fail(Exit::usage, "{} has no nonfinite.json: it did not diverge (its status is {})", o.run, run.status);
   const fs::path html = o.html.empty() ? dir / "autopsy.html" : fs::path(o.html);
-  require_replaceable(html, kAutopsyBeginning, "page of `linnet autopsy`");
 
   Autopsy a{.run = o.run,
             .config = run.config,
@@ -53,12 +52,18 @@ int autopsy(const Options& o) {
                                            : fmt::format("linnet train {} --set {}", config, a.suggestion.setting);
   std::string note;
   const Images images = training_images(run, note);
-  write_file_atomically(html, autopsy_page(a, images, note), Exit::checkpoint);
   if (!note.empty()) tell("note: " + note + "\n");
   if (o.json)
     fmt::print("{}\n", autopsy_json(a).dump());
   else
     fmt::print("{}", autopsy_text(a, stdout_terminal()));
+  std::fflush(stdout);  // a page that cannot be written takes nothing from the text
+  try {
+    require_replaceable(html, kAutopsyBeginning, "page of `linnet autopsy`");
+    write_file_atomically(html, autopsy_page(a, images, note), Exit::checkpoint);
+  } catch (const Error& e) {
+    fail(e.exit, "no page is written: {}. -o FILE names another place for it", e.what());
+  }
   tell(fmt::format("as a page{}: {}\n", images.size() > 0 ? ", with the batch's pictures" : "", html.string()));
   return int(Exit::ok);
 }
@@ -72,7 +77,7 @@ void add_autopsy(CLI::App& app, Command& command) {
                                       "batch, and what to try.\n\n"
                                       "  linnet autopsy runs/NAME");
   verb->add_option("run", o->run, "folder of a run that diverged")->required();
-  verb->add_option("-o,--html", o->html, "the page (default: RUN/autopsy.html)");
+  verb->add_option("-o,--html", o->html, "the page (default: RUN/autopsy.html)")->check(file_name());
   verb->add_flag("--json", o->json, "step, place and suggestion as JSON on stdout");
   verb->callback([o, &command] { command = [o] { return autopsy(*o); }; });
 }

@@ -288,7 +288,7 @@ struct OptimizerRow {
   OptimizerConfig settings;
 };
 
-// Each optimizer as it comes, sgd and nag with their usual momentum; and the settings that keep more or less.
+// Each optimizer as it comes, sgd, sgdw and nag with their usual momentum; and the settings that keep more or less.
 std::vector<OptimizerRow> optimizer_rows() {
   std::vector<OptimizerRow> rows;
   const auto add = [&](const std::string& name, std::string_view what, const auto& change) {
@@ -298,7 +298,7 @@ std::vector<OptimizerRow> optimizer_rows() {
   for (const OptimizerEntry& entry : optimizers()) {
     const std::string name(entry.name);
     add(name, name, [&](OptimizerConfig& c) {
-      if (name == "sgd" || name == "nag") c.momentum = 0.9;
+      if (name == "sgd" || name == "sgdw" || name == "nag") c.momentum = 0.9;
     });
     if (name == "sgd") add(name, "sgd, plain", [](OptimizerConfig& c) { c.momentum = 0; });
     if (name == "rmsprop") add(name, "rmsprop, centered", [](OptimizerConfig& c) { c.centered = true; });
@@ -381,9 +381,10 @@ int bench_optimizers(const Options& o) {
                r["ms"].get<double>(), r["ns_per_weight"].get<double>(), 100 * r["share_of_step"].get<double>(),
                r["ms"].get<double>() / base);
   fmt::print(
-      "\nms: the gradient's norm, the check for values that are not finite, and the update. sgd and nag with momentum "
-      "0.9.\n"
-      "words moved: read and written for each weight. nag's 4 more: it reads weight and velocity once more to take the "
+      "\nms: the gradient's norm, the check for values that are not finite, and the update. sgd, sgdw and nag with "
+      "momentum 0.9.\n"
+      "words moved: read and written for each weight. nag's are 4 more than sgd's: it reads weight and velocity once "
+      "more to take the "
       "gradient ahead, and writes the weight twice.\n"
       "muon: its time goes into matrix products (3 for each of ns_steps, of every layer's weight), not into the words "
       "that it moves.\n");

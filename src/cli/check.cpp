@@ -190,7 +190,7 @@ int run_checks(const Options& o) {
   Config config = load_config(o.config, o.set);
   const Terminal terminal = stdout_terminal();
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
-  int failed = 0;
+  int failed = 0, skipped = 0;
   const auto wanted = [&](std::string_view name) {
     return o.only.empty() || std::ranges::find(o.only, name) != o.only.end();
   };
@@ -199,7 +199,15 @@ int run_checks(const Options& o) {
     const CheckResult r = check();
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     failed += r.verdict == Verdict::fail;
-    json.push_back({{"check", entry.name}, {"verdict", name_of(r.verdict)}, {"text", r.text}, {"seconds", seconds}});
+    skipped += r.verdict == Verdict::skipped;
+    const std::string advice = r.verdict != Verdict::fail ? ""
+                               : r.advice.empty()         ? std::string(entry.advice)
+                                                          : r.advice;
+    json.push_back({{"check", entry.name},
+                    {"verdict", name_of(r.verdict)},
+                    {"text", r.text},
+                    {"advice", advice.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(advice)},
+                    {"seconds", seconds}});
     if (o.json) return;
     fmt::print("{}: {}  {}\n", entry.name, name_of(r.verdict), r.text);
     for (size_t at = 0; at < r.picture.size();) {
@@ -207,8 +215,7 @@ int run_checks(const Options& o) {
       fmt::print("  {}\n", r.picture.substr(at, end - at));
       at = end + 1;
     }
-    if (r.verdict == Verdict::fail)
-      fmt::print("  what to do: {}\n", r.advice.empty() ? entry.advice : std::string_view(r.advice));
+    if (!advice.empty()) fmt::print("  what to do: {}\n", advice);
     std::fflush(stdout);
   };
 
@@ -226,9 +233,11 @@ int run_checks(const Options& o) {
       if (wanted(entry.name)) run(entry, [&] { return entry.run(subject); });
   }
   if (o.json)
-    fmt::print("{}\n", nlohmann::ordered_json{{"passed", failed == 0}, {"checks", json}}.dump());
+    fmt::print("{}\n", nlohmann::ordered_json{{"passed", failed == 0}, {"skipped", skipped}, {"checks", json}}.dump());
+  else if (failed + skipped == 0)
+    fmt::print("all checks passed\n");
   else
-    fmt::print("{}\n", failed == 0 ? "all checks passed" : fmt::format("{} failed", failed));
+    fmt::print("{} failed, {} skipped, {} passed\n", failed, skipped, int(json.size()) - failed - skipped);
   return int(failed == 0 ? Exit::ok : Exit::diverged);
 }
 

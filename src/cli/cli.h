@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <string>
@@ -24,6 +25,20 @@ inline CLI::Validator above_zero() {
         return good ? std::string() : fmt::format("expected a number above 0, got '{}'", text);
       },
       "ABOVE 0");
+}
+
+// Of a file to write: an empty name would mean none, and the work would be for nothing.
+inline CLI::Validator file_name() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        return text.empty() ? std::string("expected the name of a file, got an empty one") : std::string();
+      },
+      "");
+}
+
+// "1 seed", "2 seeds".
+inline std::string counted(int64_t n, const std::string& what) {
+  return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s");
 }
 
 // What the verbs that read a config have in common.

@@ -124,7 +124,7 @@ void add_pack(CLI::App& verb, Command& command) {
       "  linnet data pack photos -o photos.pack --size 64");
   sub->add_option("folder", o->source, "PATH/CLASS/*.png or .jpg, or PATH/train/CLASS/..., PATH/val, PATH/test")
       ->required();
-  sub->add_option("-o,--out", o->out, "the file; must not exist")->required();
+  sub->add_option("-o,--out", o->out, "the file; must not exist")->check(file_name())->required();
   sub->add_option("--size", data.image_size, "height and width, pixels")->check(CLI::Range(16, 224));
   sub->add_option("--channels", data.channels, "3: colour, 1: grey")->check(CLI::IsMember({1, 3}));
   sub->add_option("--fit", data.fit, "crop: the middle square; stretch")->check(CLI::IsMember({"crop", "stretch"}));

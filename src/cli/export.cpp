@@ -35,7 +35,7 @@ void add_export(CLI::App& app, Command& command) {
                                       "  linnet export net.safetensors --model resnet20 -o model.onnx");
   add_trained_options(*verb, o->target, *o);
   add_size_option(*verb, *o);
-  verb->add_option("-o,--out", o->out, "the model; must not exist")->required();
+  verb->add_option("-o,--out", o->out, "the model; must not exist")->check(file_name())->required();
   verb->add_flag("--normalise", o->onnx.normalise, "the model takes pixel/255 and subtracts mean and deviation itself");
   verb->add_flag("--fold-bn", o->onnx.fold_bn, "batch norm becomes part of the convolutions");
   verb->callback([o, &command] { command = [o] { return write_model(*o); }; });

@@ -90,11 +90,10 @@ std::string estimate(const Options& o, bool with_grid, double seconds) {
 
 std::string curvature_text(const LossSurface::Top& top) {
   if (!top.settled)
-    return fmt::format(
-        "largest eigenvalue of the Hessian: {:.4g} so far, not settled after {} power iterations; raise --hessian",
-        top.value, top.steps);
+    return fmt::format("largest eigenvalue of the Hessian: {:.4g} so far, not settled after {}; raise --hessian",
+                       top.value, counted(top.steps, "power iteration"));
   return fmt::format(
-      "largest eigenvalue of the Hessian: {:.4g} ({} power iterations){}", top.value, top.steps,
+      "largest eigenvalue of the Hessian: {:.4g} ({}){}", top.value, counted(top.steps, "power iteration"),
       top.value > 0 ? fmt::format("; plain gradient descent is stable below lr {:.3g}", 2 / top.value) : "");
 }
 
@@ -194,7 +193,7 @@ void add_landscape(CLI::App& app, Command& command) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   verb->add_option("--seed", o->seed, "of the directions");
-  verb->add_option("-o,--html", o->html, "write a page with the 1-D and the 2-D slice");
+  verb->add_option("-o,--html", o->html, "write a page with the 1-D and the 2-D slice")->check(file_name());
   verb->add_flag("--json", o->json, "all of it as JSON on stdout");
   verb->callback([o, &command] { command = [o] { return landscape(*o); }; });
 }

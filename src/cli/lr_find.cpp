@@ -5,7 +5,9 @@
 
 #include "cli.h"
 #include "console.h"
+#include "linnet/error.h"
 #include "linnet/optimizer.h"
+#include "linnet/text.h"
 #include "src/core/file.h"
 #include "src/lab/checks.h"
 #include "src/lab/range_test.h"
@@ -32,49 +34,76 @@ struct Setting {
 };
 
 Setting run_setting(const Options& o, const Config& config, const RunData& data, Backend& backend) {
+  const double chance = std::log(double(data.train.classes));
   Setting s{.name = fmt::format("{}, batch {}", config.optimizer.name, config.train.batch_size),
             .batch = config.train.batch_size,
             .tests = range_tests(config, backend, data, o.from, o.to, o.steps, o.seeds),
             .found = {}};
-  s.found = seeds_range(s.tests, smoothing_radius(o.steps));
+  s.found = seeds_range(s.tests, smoothing_radius(o.steps), chance);
   return s;
 }
 
 nlohmann::ordered_json json_of(const LrRange& r) {
+  const auto or_null = [](const std::string& text) {
+    return text.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(text);
+  };
   return {{"from", r.from},  // NaN is null
           {"steepest", r.steepest},
           {"to", r.to},
-          {"doubt", r.doubt.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(r.doubt)}};
+          {"doubt", or_null(r.doubt)},
+          {"cure", or_null(r.cure)}};
+}
+
+// The names between commas of all the texts, each of which must be an optimizer's: known before anything is trained.
+std::vector<OptimizerConfig> optimizers_of(const std::vector<std::string>& texts) {
+  std::vector<OptimizerConfig> all;
+  for (const std::string& text : texts)
+    for (size_t at = 0; at <= text.size();) {
+      const size_t end = std::min(text.find(',', at), text.size());
+      if (end == at)
+        fail(Exit::usage, "--optimizer '{}': expected names with commas between, got an empty one", escaped(text));
+      all.push_back(default_settings(text.substr(at, end - at), "pytorch"));
+      at = end + 1;
+    }
+  return all;
+}
+
+// What each seed says by itself: told also where the seeds together are in doubt.
+std::string by_seed(const SeedsRange& found) {
+  std::string text;
+  for (const LrRange& one : found.seeds)
+    text += one.doubt.empty() ? fmt::format("  {:.2g} to {:.2g}", one.steepest, one.to) : "  -";
+  return text;
 }
 
 void print_ranges(const std::vector<Setting>& settings) {
   fmt::print("{:<28}{:>12}{:>12}{:>12}  steepest to until, by seed\n", "", "falls from", "steepest", "until");
+  std::vector<std::string> cures;
   size_t doubts = 0;
   for (const Setting& s : settings) {
     const LrRange& r = s.found.range;
-    if (!r.doubt.empty()) {
-      ++doubts;
-      fmt::print("{:<28}{}\n", s.name, r.doubt);
+    if (r.doubt.empty()) {
+      fmt::print("{:<28}{:>12.2g}{:>12.2g}{:>12.2g}{}\n", s.name, r.from, r.steepest, r.to, by_seed(s.found));
       continue;
     }
-    std::string seeds;
-    for (const LrRange& one : s.found.seeds)
-      seeds += one.doubt.empty() ? fmt::format("  {:.2g} to {:.2g}", one.steepest, one.to) : "  -";
-    fmt::print("{:<28}{:>12.2g}{:>12.2g}{:>12.2g}{}\n", s.name, r.from, r.steepest, r.to, seeds);
+    ++doubts;
+    fmt::print("{:<28}{:>12}{:>12}{:>12}{}\n    {}\n", s.name, "-", "-", "-", by_seed(s.found), r.doubt);
+    if (std::ranges::find(cures, r.cure) == cures.end()) cures.push_back(r.cure);
   }
   if (doubts < settings.size())
     fmt::print(
         "\nA rate between `steepest` and `until` is worth a try; with a warmup, or a schedule that falls, the upper "
         "end.\n");
   if (doubts > 0)
-    fmt::print("\n{} rate follows: try more --steps or --seeds, another --from or --to, or look at linnet check.\n",
-               doubts < settings.size() ? "Where there is no such range, no" : "No");
+    fmt::print("\n{} rate follows. Try:\n", doubts < settings.size() ? "Where there is no such range, no" : "No");
+  for (const std::string& cure : cures) fmt::print("    {}\n", cure);
 }
 
 int lr_find(const Options& o) {
   if (!(o.from < o.to) || !std::isfinite(o.to))
     fail(Exit::usage, "expected --from below --to, both finite, got {} and {}", o.from, o.to);
   if (!o.svg.empty()) require_replaceable(o.svg, kSvgBeginning, "SVG drawing");
+  const std::vector<OptimizerConfig> optimizers = optimizers_of(o.optimizers);
   Config config = load_config(o.config, o.set);
   const RunData all = load_run_data(config);
   const auto backend = make_backend(config.train.device, backend_options(config));
@@ -97,15 +126,16 @@ int lr_find(const Options& o) {
       if (!o.json) tell(fmt::format("{}: done\n", settings.back().name));
     }
   };
-  if (o.optimizers.empty()) run(plain);
-  for (const std::string& name : o.optimizers) {
+  if (optimizers.empty()) run(plain);
+  for (const OptimizerConfig& optimizer : optimizers) {
     Config c = plain;
-    c.optimizer = default_settings(name, "pytorch");
+    c.optimizer = optimizer;
     c.groups.clear();
     run(c);
   }
 
-  Plot plot{.title = fmt::format("range test of {}: {} steps, {} seeds", config.model.name, o.steps, o.seeds),
+  Plot plot{.title = fmt::format("range test of {}: {}, {}", config.model.name, counted(o.steps, "step"),
+                                 counted(o.seeds, "seed")),
             .x_label = "learning rate",
             .y_label = "loss, smoothed",
             .series = {},
@@ -157,15 +187,14 @@ void add_lr_find(CLI::App& app, Command& command) {
       ->delimiter(',')
       ->check(CLI::Range(1, 65536));
   verb->add_option("--optimizer", o->optimizers,
-                   "optimizers at their defaults, with commas between (default: the config's)")
-      ->delimiter(',');
-  verb->add_option("--from", o->from, "first rate")->check(CLI::PositiveNumber)->capture_default_str();
-  verb->add_option("--to", o->to, "last rate")->check(CLI::PositiveNumber)->capture_default_str();
+                   "optimizers at their defaults, with commas between (default: the config's)");
+  verb->add_option("--from", o->from, "first rate")->check(above_zero())->capture_default_str();
+  verb->add_option("--to", o->to, "last rate")->check(above_zero())->capture_default_str();
   verb->add_option("--steps", o->steps, "batches of a test")->check(CLI::Range(10, 100000))->capture_default_str();
   verb->add_option("--seeds", o->seeds, "tests with other first weights and another order")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
-  verb->add_option("--svg", o->svg, "write the chart to this file");
+  verb->add_option("--svg", o->svg, "write the chart to this file")->check(file_name());
   verb->add_flag("--json", o->json, "all curves and ranges as JSON on stdout");
   verb->callback([o, &command] { command = [o] { return lr_find(*o); }; });
 }

@@ -64,8 +64,8 @@ std::vector<Doubles> gradients(const std::string& text, size_t n) {
   for (const std::string& part : parts) {
     steps.push_back(numbers("--grads", part));
     if (steps.back().size() != n)
-      fail(Exit::usage, "--grads: step {} has {} gradients, but --w0 has {} weights", steps.size(), steps.back().size(),
-           n);
+      fail(Exit::usage, "--grads: step {} has {}, but --w0 has {}", steps.size(),
+           counted(int64_t(steps.back().size()), "gradient"), counted(int64_t(n), "weight"));
   }
   return steps;
 }

@@ -94,26 +94,18 @@ std::string outcome(const Path& p) {
 
 // ---- Drawing -------------------------------------------------------------------------------------------------------
 
-constexpr const char* kColours[] = {"#2563eb", "#dc2626", "#059669", "#d97706",
-                                    "#7c3aed", "#0891b2", "#be185d", "#4d7c0f"};
-constexpr const char* kDashes[] = {"", "7 3", "2 3", "8 3 2 3", "14 4"};  // for each further eight
-
-// The look of the k-th way, as attributes.
-std::string stroke_of(size_t k) {
-  const char* dash = kDashes[k / std::size(kColours) % std::size(kDashes)];
-  return fmt::format("stroke=\"{}\"{}", kColours[k % std::size(kColours)],
-                     *dash ? fmt::format(" stroke-dasharray=\"{}\"", dash) : "");
-}
-
 struct Frame {  // from w1, w2 to the picture
   const Landscape& land;
   double width, height;
   double x(double v) const { return (v - land.low[0]) / (land.high[0] - land.low[0]) * width; }
   double y(double v) const { return height - (v - land.low[1]) / (land.high[1] - land.low[1]) * height; }
-  // Of one weight the height is f.
+  // In the picture's units, not too far outside it. Of one weight the height is f.
+  std::pair<double, double> place(const std::vector<double>& w) const {
+    return {std::clamp(x(w[0]), -1e4, 1e4), std::clamp(y(w.size() > 1 ? w[1] : land.f(w)), -1e4, 1e4)};
+  }
   std::string point(const std::vector<double>& w) const {
-    return fmt::format("{:.1f},{:.1f}", std::clamp(x(w[0]), -1e4, 1e4),
-                       std::clamp(y(w.size() > 1 ? w[1] : land.f(w)), -1e4, 1e4));
+    const auto [x, y] = place(w);
+    return fmt::format("{:.1f},{:.1f}", x, y);
   }
 };
 
@@ -132,22 +124,34 @@ std::string ground(const Frame& frame) {
   return fmt::format("<path class=\"ground\" d=\"{}\"/>\n", path);
 }
 
-// So many pieces of a way are drawn at most: of a longer one each k-th step.
-constexpr int64_t kMainPieces = 2000, kSmallPieces = 300;
+// So many moves of a way are drawn at most: of a longer one its first half of them and its last.
+constexpr size_t kMainMoves = 20000, kSmallMoves = 2000;
 
-// The step where piece k begins, of `pieces` pieces that share out `steps` evenly. The page's slider computes the same.
-int64_t step_of(int64_t k, int64_t steps, int64_t pieces) { return k * steps / pieces; }
+// A way as drawn: its corners, "M" or "L" and a point, and the step of each.
+struct Way {
+  std::string corners, steps;
+};
 
-// A way over the pieces of one that is `steps` long, to its own last step.
-std::string way(const Frame& frame, const Path& p, int64_t steps, int64_t most) {
-  const int64_t pieces = std::max<int64_t>(1, std::min(steps, most)), last = int64_t(p.w.size()) - 1;
-  std::string points;
-  for (int64_t k = 0; k <= pieces; ++k) {
-    const int64_t step = step_of(k, steps, pieces);
-    points += (k > 0 ? " " : "") + frame.point(p.w[size_t(std::min(step, last))]);
-    if (step >= last) break;
+// A step is left out where the way has moved by less than a screen shows since the last corner; never so that a piece
+// is drawn that never was.
+Way way(const Frame& frame, const Path& p, size_t most) {
+  constexpr double kSeen = 0.3;
+  std::vector<size_t> kept = {0};
+  std::pair<double, double> last = frame.place(p.w[0]);
+  for (size_t k = 1; k < p.w.size(); ++k) {
+    const auto at = frame.place(p.w[k]);
+    if (std::hypot(at.first - last.first, at.second - last.second) < kSeen && k + 1 < p.w.size()) continue;
+    kept.push_back(k);
+    last = at;
   }
-  return points;
+  Way out;
+  for (size_t i = 0; i < kept.size(); ++i) {
+    const bool gap = kept.size() > most && i == most / 2;
+    if (gap) i = kept.size() - most / 2;
+    out.corners += fmt::format("{}{}{}", i > 0 ? " " : "", i == 0 || gap ? "M" : "L", frame.point(p.w[kept[i]]));
+    out.steps += fmt::format("{}{}", i > 0 ? " " : "", kept[i]);
+  }
+  return out;
 }
 
 using Ways = std::vector<std::pair<std::string, const Path*>>;
@@ -162,14 +166,15 @@ constexpr const char* kSvgStyle =
     "<style>.ground{fill:none;stroke:#9ca3af;stroke-width:.7}.way,.key{fill:none;stroke-width:1.6}.axis{stroke:#9ca3af}"
     ".place{fill:#fff;stroke:#111827;stroke-width:1.5}text{font:12px system-ui,sans-serif;fill:#6b7280}</style>\n";
 
-// Contours, the ways over them, the minima (crosses) and the start (a ring).
-std::string field(const Frame& frame, const Ways& ways, int64_t most) {
+// Contours, the ways over them, the minima (crosses) and the start (a ring). `with_steps`: for the page's slider.
+std::string field(const Frame& frame, const Ways& ways, size_t most, bool with_steps = false) {
   std::string out = fmt::format("<svg x=\"0\" y=\"0\" width=\"{}\" height=\"{}\">\n", frame.width, frame.height);
   out += ground(frame);
-  const int64_t longest = longest_of(ways);
-  for (size_t k = 0; k < ways.size(); ++k)
-    out += fmt::format("<polyline class=\"way\" {} points=\"{}\"/>\n", stroke_of(k),
-                       way(frame, *ways[k].second, longest, most));
+  for (size_t k = 0; k < ways.size(); ++k) {
+    const Way drawn = way(frame, *ways[k].second, most);
+    out += fmt::format("<path class=\"way\" {} d=\"{}\"{}/>\n", stroke_of(k), drawn.corners,
+                       with_steps ? fmt::format(" data-steps=\"{}\"", drawn.steps) : "");
+  }
   const auto place = [&](const std::vector<double>& w, const char* shape, const char* what) {
     out += fmt::format("<g transform=\"translate({})\"><title>{}</title>{}</g>\n", frame.point(w), what, shape);
   };
@@ -185,18 +190,18 @@ std::string small_panel(const Landscape& land, const Path& path, const std::stri
   return fmt::format("{0}0 -18 {1} {2}\" width=\"{1}\" height=\"{2}\">\n{3}<text x=\"2\" y=\"-5\">{4}</text>\n",
                      std::string(kSvgBeginning) + "\"", frame.width, frame.height + 18, kSvgStyle,
                      escaped_markup(title)) +
-         field(frame, {{"", &path}}, kSmallPieces) + "</svg>\n";
+         field(frame, {{"", &path}}, kSmallMoves) + "</svg>\n";
 }
 
 // The whole picture: axes with numbers, and below them the ways' names in columns.
-std::string panel(const Landscape& land, const Ways& ways, const std::string& title) {
-  constexpr double kLeft = 52, kBelow = 42, kLine = 18;
+std::string panel(const Landscape& land, const Ways& ways, const std::string& title, bool with_steps = false) {
+  constexpr double kLeft = 52, kBelow = 42;
   const Frame frame{land, 720, 480};
-  size_t longest = 12;
-  for (const auto& [name, path] : ways) longest = std::max(longest, count_chars(name));
-  const size_t columns = std::clamp<size_t>(size_t(frame.width / (44 + 7.2 * double(longest))), 1, 5);
-  const size_t rows = (ways.size() + 1 + columns - 1) / columns;  // the last one names the marks
-  const double height = frame.height + kBelow + kLine * double(rows) + 8;
+  std::vector<std::string> names;
+  for (const auto& [name, path] : ways) names.push_back(name);
+  const Legend legend = draw_legend(names, 0, frame.height + kBelow, frame.width,
+                                    land.minima.empty() ? "\u25cb start" : "\u25cb start   \u00d7 minimum");
+  const double height = frame.height + kBelow + legend.height;
   std::string out =
       fmt::format("{}{} -22 {} {}\" width=\"{}\" height=\"{}\">\n{}", std::string(kSvgBeginning) + "\"", -kLeft,
                   frame.width + kLeft + 12, height + 22, frame.width + kLeft + 12, height + 22, kSvgStyle);
@@ -208,7 +213,7 @@ std::string panel(const Landscape& land, const Ways& ways, const std::string& ti
     out += fmt::format("<line {} x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"/>\n", look, x0, y0, x1, y1);
   };
   text(0, -8, "start", title);
-  out += field(frame, ways, kMainPieces);
+  out += field(frame, ways, kMainMoves, with_steps);
   out += fmt::format("<rect class=\"axis\" width=\"{}\" height=\"{}\" fill=\"none\"/>\n", frame.width, frame.height);
   for (const Tick& t : axis_ticks(land.low[0], land.high[0], 8)) {
     const double x = t.at * frame.width;
@@ -222,17 +227,7 @@ std::string panel(const Landscape& land, const Ways& ways, const std::string& ti
   }
   text(frame.width / 2, frame.height + 34, "middle", land.start.size() > 1 ? "w1" : "w");
   text(-kLeft + 4, frame.height / 2, "start", land.start.size() > 1 ? "w2" : "f");
-  for (size_t k = 0; k <= ways.size(); ++k) {
-    const double x = frame.width / double(columns) * double(k % columns),
-                 y = frame.height + kBelow + kLine * double(k / columns + 1);
-    if (k == ways.size()) {
-      text(x, y, "start", land.minima.empty() ? "\u25cb start" : "\u25cb start   \u00d7 minimum");
-      continue;
-    }
-    line("class=\"key\" " + stroke_of(k), x, y - 4, x + 30, y - 4);
-    text(x + 36, y, "start", ways[k].first);
-  }
-  return out + "</svg>\n";
+  return out + legend.svg + "</svg>\n";
 }
 
 Ways shown_of(const std::vector<Player>& players) {
@@ -250,14 +245,14 @@ std::string page(const Landscape& land, const Options& o, const std::vector<Play
       "1rem;color:#374151;background:#fff}}"
       "svg{{max-width:100%;height:auto}}input{{width:100%}}td,th{{padding:.2rem "
       ".7rem;text-align:right}}td:first-child,th:first-child{{text-align:left}}"
-      ".small{{display:flex;flex-wrap:wrap;gap:8px}}</style>\n<h1>{0}</h1><p>{1}; at most {2} steps</p>\n",
-      land.name, escaped_markup(land.summary), o.steps, kBeginning);
-  const int64_t longest = longest_of(shown_of(players)), pieces = std::min(longest, kMainPieces);
-  out += fmt::format("<div id=\"main\" data-steps=\"{}\">{}</div>\n", longest, panel(land, shown_of(players), ""));
+      ".small{{display:flex;flex-wrap:wrap;gap:8px}}</style>\n<h1>{0}</h1><p>{1}; at most {2}</p>\n",
+      land.name, escaped_markup(land.summary), counted(o.steps, "step"), kBeginning);
+  const int64_t longest = longest_of(shown_of(players));
+  out += fmt::format("<div id=\"main\">{}</div>\n", panel(land, shown_of(players), "", true));
   out += fmt::format(
-      "<label>step <output id=\"n\">{0}</output><input id=\"step\" type=\"range\" min=\"0\" max=\"{1}\" "
-      "value=\"{1}\"></label>\n",
-      longest, pieces);
+      "<label>step <output id=\"n\">{0}</output><input id=\"step\" type=\"range\" min=\"0\" max=\"{0}\" "
+      "value=\"{0}\"></label>\n",
+      longest);
   out += "<table><tr><th>optimizer<th>steps to the goal<th>f at the end<th>reversed steps</tr>\n";
   for (const Player& p : players)
     out += fmt::format("<tr><td>{}<td>{}<td>{:.3g}<td>{:.0f} %</tr>\n", escaped_markup(p.name), outcome(p.shown),
@@ -272,11 +267,15 @@ std::string page(const Landscape& land, const Options& o, const std::vector<Play
     out += "</div>\n";
   }
   return out + R"(<script>
-const ways = [...document.querySelectorAll("#main .way")].map(e => [e, e.getAttribute("points").split(" ")]);
-const slider = document.getElementById("step"), steps = +document.getElementById("main").dataset.steps;
+const ways = [...document.querySelectorAll("#main .way")].map(
+  e => [e, e.getAttribute("d").split(" "), e.dataset.steps.split(" ").map(Number)]);
+const slider = document.getElementById("step");
 slider.oninput = () => {
-  document.getElementById("n").textContent = Math.floor(slider.value * steps / slider.max);
-  for (const [e, points] of ways) e.setAttribute("points", points.slice(0, +slider.value + 1).join(" "));
+  document.getElementById("n").textContent = slider.value;
+  for (const [e, corners, steps] of ways) {
+    const later = steps.findIndex(s => s > +slider.value);
+    e.setAttribute("d", (later < 0 ? corners : corners.slice(0, later)).join(" "));
+  }
 };
 </script>
 )";
@@ -296,13 +295,17 @@ nlohmann::ordered_json json_of(const Path& p) {
 int play(const Options& o) {
   const Landscape& land = find_entry(landscapes(), "function", o.function);
   if (!o.start.empty() && o.start.size() != land.start.size())
-    fail(Exit::usage, "--start: {} has {} weights, got {}", land.name, land.start.size(), o.start.size());
+    fail(Exit::usage, "--start: {} has {}, got {}", land.name, counted(int64_t(land.start.size()), "weight"),
+         o.start.size());
   for (const double w : o.start)
     if (!std::isfinite(w)) fail(Exit::usage, "--start: expected finite numbers, got {}", w);
-  for (const double lr : o.grid)
-    if (!std::isfinite(lr)) fail(Exit::usage, "--grid: expected finite learning rates, got {}", lr);
-  std::error_code error;  // of a folder that cannot be read: require_replaceable tells
-  if (!o.html.empty() && fs::weakly_canonical(o.html, error) == fs::weakly_canonical(o.svg, error))
+  // Absolute first: what does not exist yet stays as it was written. Of a folder that cannot be read
+  // require_replaceable tells.
+  const auto place_of = [](const std::string& file) {
+    std::error_code error;
+    return fs::weakly_canonical(fs::absolute(file), error);
+  };
+  if (!o.html.empty() && !o.svg.empty() && place_of(o.html) == place_of(o.svg))
     fail(Exit::usage, "--html and --svg both name {}: a page and a drawing are two files", escaped(o.html));
   if (!o.html.empty()) require_replaceable(o.html, kBeginning, "page of `linnet play`");
   if (!o.svg.empty()) require_replaceable(o.svg, kSvgBeginning, "SVG drawing");
@@ -364,11 +367,10 @@ void add_play(CLI::App& app, Command& command) {
   verb->add_option("--steps", o->steps, "steps at most")->check(CLI::Range(1, 1000000))->capture_default_str();
   verb->add_option("--start", o->start, "first weights, with a comma between (default: the landscape's)")
       ->delimiter(',');
-  verb->add_option("--grid", o->grid, "learning rates, with commas between")
-      ->delimiter(',')
-      ->check(CLI::PositiveNumber);
-  verb->add_option("-o,--html", o->html, "write a page: the ways over contours, a slider for the step, the grid");
-  verb->add_option("--svg", o->svg, "write the ways over contours");
+  verb->add_option("--grid", o->grid, "learning rates, with commas between")->delimiter(',')->check(above_zero());
+  verb->add_option("-o,--html", o->html, "write a page: the ways over contours, a slider for the step, the grid")
+      ->check(file_name());
+  verb->add_option("--svg", o->svg, "write the ways over contours")->check(file_name());
   verb->add_flag("--json", o->json, "JSON on stdout, with every step");
   verb->callback([o, &command] { command = [o] { return play(*o); }; });
 }

@@ -168,7 +168,8 @@ void add_predict(CLI::App& app, Command& command) {
   verb->add_option("images", o->images, "files, folders, or - for stdin")->required();
   verb->add_option("-k,--top", o->top, "how many classes are shown")->check(CLI::Range(1, 100'000));
   verb->add_flag("--json", o->json, "JSON on stdout");
-  verb->add_option("--html", o->html, "also write a page with the pictures and what the net looked at");
+  verb->add_option("--html", o->html, "also write a page with the pictures and what the net looked at")
+      ->check(file_name());
   verb->add_option("--device", o->device, "auto, cpu or cuda");
   verb->add_flag("--trusted", o->trusted, "decode in this process, for pictures of your own");
   verb->callback([o, &command] { command = [o] { return predict(*o); }; });

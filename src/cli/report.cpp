@@ -87,7 +87,7 @@ void add_report(CLI::App& app, Command& command) {
       "  linnet report runs/cmp -o report.html\n"
       "  linnet report runs/A runs/B --target 0.8,0.9 --json");
   verb->add_option("folders", options->folders, "run folders, or folders that hold some")->required();
-  verb->add_option("-o,--out", options->out, "the page: one HTML file");
+  verb->add_option("-o,--out", options->out, "the page: one HTML file")->check(file_name());
   verb->add_option("--target", options->targets, "validation accuracies to reach, as fractions (default: chosen)")
       ->delimiter(',');
   verb->add_option("--title", options->title, "of the page");

@@ -184,7 +184,7 @@ void add_schedule(CLI::App& app, Command& command) {
   verb->add_option("--steps-per-epoch", options->steps_per_epoch,
                    "steps of the optimizer an epoch (default: from the data set's size)")
       ->check(CLI::Range(1, 1000000000));
-  verb->add_option("--svg", options->svg, "write the drawing to this file");
+  verb->add_option("--svg", options->svg, "write the drawing to this file")->check(file_name());
   verb->add_flag("--json", options->json, "JSON on stdout: epoch, step and lr, at most 1000 points");
   verb->callback([options, &command] { command = [options] { return schedule(*options); }; });
 }

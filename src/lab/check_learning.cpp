@@ -6,6 +6,7 @@
 
 #include "kernels/rng.h"
 #include "linnet/optimizer.h"
+#include "linnet/warnings.h"
 #include "src/lab/checks.h"
 
 namespace linnet {
@@ -48,8 +49,7 @@ CheckResult check_loss(const Subject& s) {
     text += (text.empty() ? "" : ": ") + what;
     advice += (advice.empty() ? "" : "; ") + cure;
   };
-  const std::string too_fast =
-      "it rises: divide optimizer.lr by 10, or use schedule.warmup = 1 or optimizer.clip_norm = 1";
+  const std::string too_fast = "it rises: use " + shorter_steps(s.config);
   if (!run.diverged.empty()) fault("exploding: " + run.diverged, too_fast);
   const double last = run.diverged.empty() ? loss_of(trainer.net(), fixed, true) : NAN;
   text += fmt::format("{}first loss {:.4g} (ln {} is {:.4g})", text.empty() ? "" : "; ", first, s.data.train.classes,

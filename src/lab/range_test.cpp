@@ -40,7 +40,7 @@ RangeTest range_test(Trainer& trainer, double first, double last, int64_t steps,
   const Snapshot before(trainer);
   const int64_t begin = trainer.global_step();
   trainer.use_schedule([=](int64_t step) { return range_test_lr(first, last, step - begin, steps); });
-  RangeTest test;
+  RangeTest test{.steps = steps};
   for (int64_t k = 0; k < steps; ++k) {
     if (k > 0 && k % trainer.steps_per_epoch() == 0) trainer.start_epoch(trainer.progress().epoch + 1);
     const double lr = trainer.learning_rate(begin + k);
@@ -83,9 +83,16 @@ size_t smoothing_radius(int64_t steps) { return size_t(std::max<int64_t>(2, step
 
 namespace {
 
-LrRange no_range(std::string doubt) {
+LrRange no_range(std::string doubt, std::string cure) {
   constexpr double none = std::numeric_limits<double>::quiet_NaN();
-  return {none, none, none, std::move(doubt)};
+  return {none, none, none, std::move(doubt), std::move(cure)};
+}
+
+// Of rising values, between neighbours where it must be.
+double quantile(const std::vector<double>& sorted, double share) {
+  const double at = share * double(sorted.size() - 1);
+  const auto k = std::min(size_t(at), sorted.size() - 1), next = std::min(k + 1, sorted.size() - 1);
+  return sorted[k] + (at - double(k)) * (sorted[next] - sorted[k]);
 }
 
 // The curve that never rises and lies nearest to y (squares): where y rises, its mean ("pool adjacent violators").
@@ -112,20 +119,26 @@ std::vector<double> falling_fit(std::span<const double> y) {
 
 }  // namespace
 
-LrRange lr_range(const std::vector<double>& lr, const std::vector<double>& loss, size_t radius) {
-  const std::string rises = "the loss rises from the first rates on, before it could fall";
-  const size_t n = loss.size(), window = 2 * radius + 1;
-  if (n <= window + radius) return no_range(rises);
+LrRange lr_range(const RangeTest& test, size_t radius, double chance) {
+  const std::vector<double>&lr = test.lr, &loss = test.loss;
+  const size_t n = loss.size(), window = 2 * radius + 1, asked = std::max(n, size_t(test.steps)), least = 4 * window;
+  if (asked < least)
+    return no_range(fmt::format("{} rates are too few: a range is read off means over {} of them, and takes {} or more",
+                                asked, window, least),
+                    "more --steps");
+  const LrRange rises = no_range("the loss rises from the first rates on, before it could fall",
+                                 "a smaller --from, or look at linnet check");
+  if (n <= window + radius) return rises;
   // Where the loss starts: over the first places the rate is too small to matter. Where it leaps at once, it is not,
   // and what falls later is a peak.
   double start = 0;
   for (size_t i = 0; i < window; ++i) start += loss[i] / double(window);
-  if (!(start <= 1.4 * loss[0])) return no_range(rises);
+  if (!(start <= 1.4 * loss[0])) return rises;
   // Up to where it first rises well above its start: a net may come back from there, but not by a rate one wants.
   const std::vector<double> curve = smoothed(loss, radius);
   const auto above = std::ranges::find_if(curve, [&](double y) { return y > 1.3 * start; });
   const auto end = size_t(above - curve.begin());
-  if (end <= window) return no_range(rises);
+  if (end <= window) return rises;
   const auto first = curve.begin() + std::ptrdiff_t(radius);  // whole windows only: the others are noisier
   const auto last = curve.begin() + std::ptrdiff_t(std::min(end, n - radius));
   const auto lowest = size_t(std::min_element(first, last) - curve.begin());
@@ -138,7 +151,15 @@ LrRange lr_range(const std::vector<double>& lr, const std::vector<double>& loss,
   const double clear = std::max(0.02 * start, 5 * noise);
   if (!(fall > clear))
     return no_range(fmt::format("no clear fall: the loss falls by {:.2g} at most, and below {:.2g} that may be noise",
-                                std::max(0.0, fall), clear));
+                                std::max(0.0, fall), clear),
+                    "more --steps or --seeds, another --from or --to, or look at linnet check");
+  // The lowest mean of a curve that stays at chance seldom lies 3 deviations below it.
+  if (const double below = std::max(0.01 * chance, 3 * noise); !(curve[lowest] < chance - below))
+    return no_range(
+        fmt::format("the loss falls from {:.3g} to {:.3g}, not clearly below the {:.3g} of guessing (by less "
+                    "than {:.2g}): it only unlearns its first answers",
+                    start, curve[lowest], chance, below),
+        "more --steps or --seeds: the loss must come below that of guessing to tell a rate that teaches");
   std::vector<double> fit = falling_fit(std::span(curve).first(lowest + 1));
   for (double& y : fit) y = std::min(y, start);  // what lies above is noise of the first, shorter windows
   const auto fallen = [&](double share) {
@@ -152,15 +173,18 @@ LrRange lr_range(const std::vector<double>& lr, const std::vector<double>& loss,
   size_t steepest = from;
   for (size_t i = from; i <= to; ++i)
     if (fall_around(i) > fall_around(steepest)) steepest = i;
-  return {lr[from], lr[steepest], lr[to], ""};
+  return {lr[from], lr[steepest], lr[to], "", ""};
 }
 
-SeedsRange seeds_range(const std::vector<RangeTest>& tests, size_t radius) {
+SeedsRange seeds_range(const std::vector<RangeTest>& tests, size_t radius, double chance) {
   SeedsRange all;
   size_t shortest = SIZE_MAX;
+  std::vector<double> ends;  // log10 of where the fall ends, of the seeds that show one by themselves
   for (const RangeTest& test : tests) {
-    all.seeds.push_back(lr_range(test.lr, test.loss, radius));
+    all.seeds.push_back(lr_range(test, radius, chance));
+    if (all.seeds.back().doubt.empty()) ends.push_back(std::log10(all.seeds.back().to));
     all.mean.diverged = all.mean.diverged || test.diverged;
+    all.mean.steps = std::max(all.mean.steps, test.steps);
     shortest = std::min(shortest, test.lr.size());
   }
   for (size_t i = 0; i < shortest; ++i) {
@@ -169,16 +193,21 @@ SeedsRange seeds_range(const std::vector<RangeTest>& tests, size_t radius) {
     all.mean.lr.push_back(tests[0].lr[i]);
     all.mean.loss.push_back(sum / double(tests.size()));
   }
-  all.range = lr_range(all.mean.lr, all.mean.loss, radius);
+  all.range = lr_range(all.mean, radius, chance);
   if (!all.range.doubt.empty()) return all;
-  for (const auto& [field, name] : {std::pair{&LrRange::steepest, "steepest at"}, {&LrRange::to, "falls until"}}) {
-    double low = INFINITY, high = 0;  // of the seeds that show a fall by themselves
-    for (const LrRange& r : all.seeds)
-      if (r.doubt.empty()) low = std::min(low, r.*field), high = std::max(high, r.*field);
-    if (!(high > 10 * low)) continue;
-    all.range = no_range(fmt::format("the seeds disagree by more than a decade: {} {:.2g} to {:.2g}", name, low, high));
-    break;
+  if (2 * ends.size() < tests.size()) {
+    all.range = no_range(
+        fmt::format("{} of {} seeds show{} a range alone, fewer than half: what their mean shows may be "
+                    "chance",
+                    ends.empty() ? "none" : std::to_string(ends.size()), tests.size(), ends.size() == 1 ? "s" : ""),
+        "more --steps, so that each curve is clear by itself");
+    return all;
   }
+  std::ranges::sort(ends);
+  if (quantile(ends, 0.75) - quantile(ends, 0.25) > 0.5)
+    all.range = no_range(fmt::format("the seeds disagree: the loss falls until {:.2g} to {:.2g}",
+                                     std::pow(10, ends.front()), std::pow(10, ends.back())),
+                         "more --steps; more --seeds would only show the same spread more exactly");
   return all;
 }
 

@@ -78,6 +78,9 @@ BadStep parse_bad_step(std::string_view text, const std::string& origin) {
                            .loss = number_of(s.at("loss")),
                            .lr = number_of(s.at("lr")),
                            .grad_norm = float(number_of(s.at("grad_norm")))});
+    if (bad.step < 0 || bad.epoch < 0)
+      fail(Exit::checkpoint, "{}: expected a step and an epoch of 0 or more, got step {} and epoch {}", origin,
+           bad.step, bad.epoch);
   } catch (const Error& e) {
     fail(Exit::checkpoint, "{}. The file is damaged: what the run said when it ended stands in its summary.json",
          e.what());

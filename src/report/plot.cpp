@@ -278,7 +278,10 @@ std::string draw_bars(const std::vector<Bar>& bars, const Terminal& terminal, bo
     if (b.value > 0) least = std::min(least, b.value);
   }
   const double decades = std::max(6.0, std::log10(top / least) + 1);
-  const auto room = std::clamp(double(terminal.columns) - double(width + note) - 14, 8.0, 40.0);
+  // Where names and notes leave no room, they stand on lines of their own.
+  const auto columns = size_t(std::max(terminal.columns, 24));
+  const bool apart = width + note + 22 > columns;
+  const double room = apart ? double(columns) - 14 : std::min(double(columns - width - note) - 14, 40.0);
   std::string out;
   for (const Bar& b : bars) {
     double share = top > 0 && b.value > 0 ? b.value / top : 0;
@@ -287,8 +290,10 @@ std::string draw_bars(const std::vector<Bar>& bars, const Terminal& terminal, bo
     std::string bar;
     const int length = std::isnan(share) ? 0 : int(std::lround(share * room));
     for (int i = 0; i < length; ++i) bar += terminal.utf8 ? "█" : "#";
-    out += fmt::format("{}{} {}{} {:>9.3g}{}\n", b.name, std::string(width - count_chars(b.name), ' '), bar,
-                       std::string(size_t(room) - size_t(length), ' '), b.value, b.note.empty() ? "" : "  " + b.note);
+    bar += fmt::format("{} {:>9.3g}", std::string(size_t(room) - size_t(length), ' '), b.value);
+    out += apart ? fmt::format("{}  {}\n{}", wrap_words(b.name, columns), bar, wrap_words(b.note, columns))
+                 : fmt::format("{}{} {}{}\n", b.name, std::string(width - count_chars(b.name), ' '), bar,
+                               b.note.empty() ? "" : "  " + b.note);
   }
   return out;
 }
@@ -330,26 +335,61 @@ std::string path_of(const Axes& axes, const Series& s) {
   return out + held;
 }
 
+// The colours of Okabe and Ito, but for their yellow and black: wine and a dark grey, which show on white and have
+// others on a dark page (kStyle).
+constexpr const char* kColours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
+                                    "#e69f00", "#56b4e9", "#882255", "#374151"};
+constexpr const char* kDashes[] = {"", "7 3", "2 3", "8 3 2 3", "14 4"};
+
 constexpr const char* kStyle = R"(<style>
 svg{color-scheme:light dark;font:12px system-ui,sans-serif}
 .page{fill:#fff}.text{fill:#374151}.title{font-size:14px;font-weight:600}.grid{stroke:#e5e7eb}.mark{stroke:#9ca3af;stroke-dasharray:3 4}
-path{fill:none;stroke-width:2;stroke-linejoin:round}.c0{stroke:#2563eb}.c1{stroke:#dc2626}.c2{stroke:#059669}.c3{stroke:#d97706}
-text.c0,text.c1,text.c2,text.c3{stroke:none}text.c0{fill:#2563eb}text.c1{fill:#dc2626}text.c2{fill:#059669}text.c3{fill:#d97706}
+path{fill:none;stroke-width:2;stroke-linejoin:round}.key{stroke-width:2}
 @media(prefers-color-scheme:dark){.page{fill:#111827}.text{fill:#d1d5db}.grid{stroke:#374151}.mark{stroke:#6b7280}
-.c0{stroke:#60a5fa}.c1{stroke:#f87171}.c2{stroke:#34d399}.c3{stroke:#fbbf24}
-text.c0{fill:#60a5fa}text.c1{fill:#f87171}text.c2{fill:#34d399}text.c3{fill:#fbbf24}}
+.c0{stroke:#3b9ae1}.c1{stroke:#f07b3f}.c2{stroke:#2dc79a}.c3{stroke:#e3a3c6}.c6{stroke:#f0e442}.c7{stroke:#e5e7eb}}
 </style>
 )";
 
 }  // namespace
 
+std::string stroke_of(size_t k) {
+  const char* dash = kDashes[k / std::size(kColours) % std::size(kDashes)];
+  return fmt::format("stroke=\"{}\"{}", kColours[k % std::size(kColours)],
+                     *dash ? fmt::format(" stroke-dasharray=\"{}\"", dash) : "");
+}
+
+Legend draw_legend(const std::vector<std::string>& names, double left, double top, double width,
+                   const std::string& notes) {
+  constexpr double kLine = 18, kKey = 30, kGap = 6, kLetter = 7.2;
+  size_t longest = 12;
+  for (const std::string& name : names) longest = std::max(longest, count_chars(name));
+  const size_t columns = std::clamp<size_t>(size_t(width / (kKey + kGap + 8 + kLetter * double(longest))), 1, 5);
+  const size_t cells = names.size() + (notes.empty() ? 0 : 1);
+  Legend legend{.svg = "", .height = kLine * double((cells + columns - 1) / columns) + 8};
+  for (size_t k = 0; k < cells; ++k) {
+    const bool note = k == names.size();
+    const double x = left + width / double(columns) * double(k % columns), y = top + kLine * double(k / columns + 1);
+    if (!note)
+      legend.svg +=
+          fmt::format("<line class=\"key c{}\" {} x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"/>\n",
+                      k % std::size(kColours), stroke_of(k), x, y - 4, x + kKey, y - 4);
+    legend.svg += fmt::format("<text class=\"text\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"start\">{}</text>\n",
+                              note ? x : x + kKey + kGap, y, escaped_markup(note ? notes : names[k]));
+  }
+  return legend;
+}
+
 std::string draw_svg(const Plot& plot) {
   const Axes axes = axes_of(plot);
+  std::vector<std::string> names;
+  if (plot.series.size() > 1)
+    for (const Series& s : plot.series) names.push_back(s.name);
+  const Legend legend = names.empty() ? Legend{"", 0} : draw_legend(names, kLeft, kHeight, kWidth - kLeft - kRight);
   std::string out = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" role=\"img\">\n"
       "<title>{2}</title>\n{3}<rect class=\"page\" width=\"{0}\" height=\"{1}\"/>\n"
       "<text class=\"text title\" x=\"{4}\" y=\"20\">{2}</text>\n",
-      kWidth, kHeight, escaped_markup(plot.title), kStyle, kLeft);
+      kWidth, kHeight + legend.height, escaped_markup(plot.title), kStyle, kLeft);
   const auto text = [&](double x, double y, const char* anchor, const std::string& what, const char* style = "text") {
     out += fmt::format("<text class=\"{}\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text>\n", style, x, y,
                        anchor, escaped_markup(what));
@@ -372,12 +412,10 @@ std::string draw_svg(const Plot& plot) {
   for (const Mark& m : plot.marks)
     if (const double at = axes.x.at(m.x); at >= 0 && at <= 1)
       line("mark", x_of(at), y_of(0), x_of(at), y_of(1), fmt::format("{:.6g}: {}", m.x, m.label));
-  for (size_t k = 0; k < plot.series.size(); ++k) {
-    const std::string colour = fmt::format("c{}", k % 4);
-    out += fmt::format("<path class=\"{}\" d=\"{}\"/>\n", colour, path_of(axes, plot.series[k]));
-    if (plot.series.size() > 1) text(x_of(1), kTop + 14 * double(k + 1), "end", plot.series[k].name, colour.c_str());
-  }
-  return out + "</svg>\n";
+  for (size_t k = 0; k < plot.series.size(); ++k)
+    out += fmt::format("<path class=\"c{}\" d=\"{}\" {}/>\n", k % std::size(kColours), path_of(axes, plot.series[k]),
+                       stroke_of(k));
+  return out + legend.svg + "</svg>\n";
 }
 
 }  // namespace linnet

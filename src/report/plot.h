@@ -41,6 +41,7 @@ struct Bar {
   double value;
   std::string note = {};
 };
+// Lines of at most terminal.columns characters, as far as one word allows it.
 // `log`: bars show the logarithm, six decades of it or as many as there are.
 std::string draw_bars(const std::vector<Bar>&, const Terminal&, bool log = false);
 
@@ -57,5 +58,18 @@ std::string wrap_words(const std::string& text, size_t width);
 // Light or dark as the reader's browser is.
 constexpr std::string_view kSvgBeginning = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=";
 std::string draw_svg(const Plot&);
+
+// The look of the k-th curve, as attributes: eight colours that also those tell apart who see fewer, and for each
+// further eight a dash.
+std::string stroke_of(size_t k);
+
+// Curves' names with their looks, in columns below a picture that is `width` wide and ends at `top`; `notes`, where
+// there are any, in a cell of their own behind them.
+struct Legend {
+  std::string svg;
+  double height;
+};
+Legend draw_legend(const std::vector<std::string>& names, double left, double top, double width,
+                   const std::string& notes = "");
 
 }  // namespace linnet

@@ -10,6 +10,7 @@
 
 #include "kernels/rng.h"
 #include "linnet/optimizer.h"
+#include "linnet/warnings.h"
 #include "linnet/weights.h"
 #include "src/core/digest.h"
 
@@ -331,10 +332,8 @@ void Trainer::check_result() {
     throw Diverged(overflow, std::move(bad));
   }
   const std::string message = fmt::format(
-      "training diverged: the loss is {} in epoch {}, step {}; the first value that is not finite is in {}. Use a "
-      "smaller "
-      "optimizer.lr, a longer schedule.warmup or optimizer.clip_norm = 1",
-      std::fabs(bad.loss), bad.epoch + 1, bad.step + 1, bad.where);  // a NaN has a sign, too
+      "training diverged: the loss is {} in epoch {}, step {}; the first value that is not finite is in {}. Use {}",
+      std::fabs(bad.loss), bad.epoch + 1, bad.step + 1, bad.where, shorter_steps(config_));  // a NaN has a sign, too
   throw Diverged(message, std::move(bad));
 }
 
@@ -539,9 +538,8 @@ Row Trainer::epoch_row(double seconds) {
   const auto measure = [&](const char* loss, const char* acc) {
     const Accuracy val = net_.evaluate(*val_, config_.train.eval_batch_size, data_.train.classes);
     if (!std::isfinite(val.loss))
-      throw Diverged(fmt::format("training diverged: the loss on the validation images is {} after epoch {}. Use a "
-                                 "smaller optimizer.lr, a longer schedule.warmup or optimizer.clip_norm = 1",
-                                 std::fabs(val.loss), at_.epoch + 1),
+      throw Diverged(fmt::format("training diverged: the loss on the validation images is {} after epoch {}. Use {}",
+                                 std::fabs(val.loss), at_.epoch + 1, shorter_steps(config_)),
                      {.step = at_.step - 1,
                       .epoch = at_.epoch,
                       .loss = val.loss,

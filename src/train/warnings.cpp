@@ -122,7 +122,17 @@ std::string Warnings::tell_once(const Warning& w) {
   if (!w.note) told_.push_back(w.id);
   const auto entry = std::ranges::find(warning_table(), w.id, &WarningEntry::id);
   require(entry != warning_table().end(), "[warnings] there is no {}", w.id);
-  return fmt::format("{} {}: {}. {}.", w.note ? "note" : "warning", w.id, w.message, entry->advice);
+  return fmt::format("{} {}: {}. {}.", w.note ? "note" : "warning", w.id, w.message,
+                     w.advice.empty() ? entry->advice : std::string_view(w.advice));
+}
+
+std::string shorter_steps(const Config& c) {
+  std::vector<std::string_view> ways = {"a smaller optimizer.lr",
+                                        c.schedule.warmup > 0 ? "a longer schedule.warmup" : "schedule.warmup = 1"};
+  if (c.clip.norm == 0 || c.clip.norm > 1) ways.emplace_back("optimizer.clip_norm = 1");
+  const std::string_view last = ways.back();
+  ways.pop_back();
+  return fmt::format("{} or {}", fmt::join(ways, ", "), last);
 }
 
 std::string Warnings::reason() const {

@@ -24,6 +24,10 @@ std::vector<float> on_host(Backend& backend, const Tensor& x) {
 // "layer1.0.conv1" of "layer1.0.conv1.weight".
 std::string layer_of(const std::string& param) { return param.substr(0, param.rfind('.')); }
 
+std::string w13_advice(const Config& c) {
+  return fmt::format("Use {}, and check the data: linnet data verify", shorter_steps(c));
+}
+
 // Updates that are averages of many gradients seldom turn round: by chance, with momentum b, arccos(b) / pi of them, a
 // seventh at 0.9. Where each follows a noisy gradient of its own, half of them do, and it takes more to be a fault.
 double reversal_limit(const OptimizerConfig& o, bool full_batch) {
@@ -37,8 +41,8 @@ double reversal_limit(const OptimizerConfig& o, bool full_batch) {
 Watchdog::Watchdog(const Config& config, int classes, std::function<void(const Warning&)> found)
     : config_(config), chance_loss_(std::log(double(classes))), found_(std::move(found)) {}
 
-void Watchdog::raise(const std::string& id, std::string message) {
-  if (raised_.insert(id).second) found_({id, std::move(message)});
+void Watchdog::raise(const std::string& id, std::string message, std::string advice) {
+  if (raised_.insert(id).second) found_({id, std::move(message), false, std::move(advice)});
 }
 
 void Watchdog::forget() {
@@ -59,7 +63,8 @@ void Watchdog::forget() {
 
 void Watchdog::on_step(int64_t step, int64_t) {
   if (step <= step_) {  // on_nonfinite = "rewind"
-    raise("W13", fmt::format("step {} was not finite, and training went back to step {}", step_, step - 1));
+    raise("W13", fmt::format("step {} was not finite, and training went back to step {}", step_, step - 1),
+          w13_advice(config_));
     forget();
   }
   step_ = step;
@@ -84,7 +89,8 @@ void Watchdog::judge_loss(const Row& row) {
 
   if (const double skipped = row["skipped"]; skipped > skipped_) {
     raise("W13",
-          fmt::format("{} steps so far were not finite and left out, the last before step {}", skipped, row.step));
+          fmt::format("{} steps so far were not finite and left out, the last before step {}", skipped, row.step),
+          w13_advice(config_));
     skipped_ = skipped;
   }
   if (std::isnan(loss_)) return;  // all its steps were left out
@@ -94,7 +100,8 @@ void Watchdog::judge_loss(const Row& row) {
   // A run that starts from trained weights may start near 0: it is lost when it guesses again.
   if (tenfold_.reaches(2, loss_ > std::max(10 * first_loss_, chance_loss_)))
     raise("W15",
-          fmt::format("the training loss is {:.4g} at step {}, and was {:.4g} at first", loss_, row.step, first_loss_));
+          fmt::format("the training loss is {:.4g} at step {}, and was {:.4g} at first", loss_, row.step, first_loss_),
+          "Use " + shorter_steps(config_));
   // One spike is soon forgotten; the third one is a habit. Small losses double by chance, so 0.5 has to come on top.
   if (recent_.size() == kLong) {
     std::vector<double> sorted(recent_.begin(), recent_.end());
@@ -102,7 +109,8 @@ void Watchdog::judge_loss(const Row& row) {
     const double median = sorted[kLong / 2];
     spikes_ += loss_ > std::max(2 * median, median + 0.5);
     if (spikes_ >= 3)
-      raise("W15", fmt::format("the training loss jumps: {:.4g} at step {}, after {:.4g}", loss_, row.step, median));
+      raise("W15", fmt::format("the training loss jumps: {:.4g} at step {}, after {:.4g}", loss_, row.step, median),
+            "Use " + shorter_steps(config_));
     recent_.pop_front();
   }
   recent_.push_back(loss_);
