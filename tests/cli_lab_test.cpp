@@ -274,7 +274,8 @@ TEST_F(Lab, AdviceReckonsWithScalingAndAccumulation) {
   const auto lr_of = [&](const std::string& more) {
     const Ended e = run_in_shell(few + more);
     EXPECT_EQ(e.code, 0) << e.out;
-    for (const json& one : json::parse(e.out.substr(e.out.find('{')))["advice"])
+    const json said = json::parse(e.out.substr(e.out.find('{')));
+    for (const json& one : said["advice"])
       if (one["key"] == "optimizer.lr") return one["reason"].get<std::string>();
     return std::string();
   };
