@@ -80,7 +80,7 @@ TEST(CliOptim, MistakesAreThoseOfAConfig) {
       {"trace adam --lr x --grads=1", "--lr expects numbers"},
       {"trace adam --grads=1,x", "'x'"},
       {"trace adam --grads=1,nan", "'nan'"},
-      {"trace adam --w0=1,2 --grads='1,2;3'", "step 2 has 1 gradients"},
+      {"trace adam --w0=1,2 --grads='1,2;3'", "step 2 has 1 gradient, but"},
       {"trace adam --set clip_norm=1 --grads=1", "clipping"},
       {"trace adam", "--grads"},
       {"show adan", "did you mean 'adam'?"}};
