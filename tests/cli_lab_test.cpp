@@ -358,6 +358,7 @@ TEST_F(Lab, AutopsyOfADivergedRun) {
   for (const char* part : {"src=\"http", "href=", "@import", "<script"}) EXPECT_EQ(page.find(part), page.npos);
   const Ended as_json = run_in_shell("autopsy '" + run + "' --json 2>/dev/null; true");
   EXPECT_EQ(json::parse(as_json.out)["suggestion"]["setting"], "optimizer.lr=0.1");
+  EXPECT_EQ(json::parse(as_json.out)["step"], bad["step"].get<int64_t>() + 1);  // as metrics.jsonl counts
 
   const std::string other = (dir_ / "mine.html").string();
   std::ofstream(other) << "a page of mine";

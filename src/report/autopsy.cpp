@@ -166,8 +166,8 @@ std::string autopsy_text(const Autopsy& a, const Terminal& terminal) {
 
 Json autopsy_json(const Autopsy& a) {
   Json json = {{"run", a.run},
-               {"step", a.bad.step},
-               {"epoch", a.bad.epoch},
+               {"step", a.bad.step + 1},  // from 1, as metrics.jsonl counts
+               {"epoch", a.bad.epoch + 1},
                {"loss", std::isfinite(a.bad.loss) ? Json(a.bad.loss) : Json(fmt::format("{}", a.bad.loss))},
                {"where", a.bad.where}};
   json["suggestion"] = {{"reason", a.suggestion.reason}, {"setting", a.suggestion.setting}, {"command", a.command}};
