@@ -158,7 +158,7 @@ std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<B
       {"train.batch_size", std::to_string(now), fits || wanted == now ? "" : std::to_string(wanted),
        fmt::format(
            "the gradient's noise scale after {} is about {:.0f} images{}: beyond it larger batches are less and "
-           "less worth their time{}",
+           "less worth their time; a step of a third to three times as many is left as it is{}",
            counted(o.steps, "step"), scale,
            accumulate > 1 ? fmt::format(", and a step has {} (train.accumulate)", per_step) : "",
            facts.batch_norm ? "; batch norm wants 32 or more" : "")});
