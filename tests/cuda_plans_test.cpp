@@ -2,6 +2,7 @@
 // a plan that obeys Linnet's rules. It does not show that the plans run, or how fast (docs/GPU_TODO.md).
 #include <gtest/gtest.h>
 
+#include "src/backend/cuda/cublas_library.h"
 #include "src/backend/cuda/cudnn_ops.h"
 
 namespace linnet {
@@ -153,6 +154,11 @@ TEST_F(CudaPlans, ErrorsSayWhatWasWanted) {
     EXPECT_EQ(e.exit, Exit::device);
     EXPECT_NE(std::string(e.what()).find("cudnn"), std::string::npos) << e.what();
   }
+}
+
+// It is no part of the program: every function is found by its name.
+TEST(CublasLibrary, IsLoadedWhenItIsAskedFor) {
+  EXPECT_STREQ(cublas().status_name(CUBLAS_STATUS_ALLOC_FAILED), "CUBLAS_STATUS_ALLOC_FAILED");
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <memory>
 #include <typeinfo>
 
+#include "cublas_library.h"
 #include "linnet/error.h"
 
 namespace linnet {
@@ -29,7 +30,7 @@ void check_call(cudaError_t code, const char* call) {
 
 void check_call(cublasStatus_t code, const char* call) {
   if (code == CUBLAS_STATUS_SUCCESS) return;
-  fail(Exit::device, "[cublas] {} failed: {} ({}). {}", call, cublasGetStatusString(code), cublasGetStatusName(code),
+  fail(Exit::device, "[cublas] {} failed: {} ({}). {}", call, cublas().status_string(code), cublas().status_name(code),
        device_state());
 }
 

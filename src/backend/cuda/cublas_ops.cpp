@@ -1,6 +1,7 @@
 #include "cublas_ops.h"
 
 #include "check.h"
+#include "cublas_library.h"
 
 namespace linnet {
 
@@ -23,17 +24,17 @@ cudaDataType_t type_of(const Tensor& t) {
 
 CublasProducts::CublasProducts(CudaRuntime& runtime, bool tf32)
     : runtime_(runtime), tf32_(tf32), workspace_(runtime.allocate(kWorkspaceBytes)) {
-  LINNET_CALL(cublasCreate(&handle_));
-  LINNET_CALL(cublasSetStream(handle_, runtime.stream()));  // it resets the workspace: set that after it
+  LINNET_CALL(cublas().create(&handle_));
+  LINNET_CALL(cublas().set_stream(handle_, runtime.stream()));  // it resets the workspace: set that after it
   // A workspace of its own: none is allocated while a graph is captured, and results are the same in every run.
-  LINNET_CALL(cublasSetWorkspace(handle_, workspace_->data, kWorkspaceBytes));
+  LINNET_CALL(cublas().set_workspace(handle_, workspace_->data, kWorkspaceBytes));
   // Partial sums of 16-bit products stay f32.
-  LINNET_CALL(cublasSetMathMode(
+  LINNET_CALL(cublas().set_math_mode(
       handle_, cublasMath_t(int(CUBLAS_DEFAULT_MATH) | int(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION))));
-  LINNET_CALL(cublasSetAtomicsMode(handle_, CUBLAS_ATOMICS_NOT_ALLOWED));
+  LINNET_CALL(cublas().set_atomics_mode(handle_, CUBLAS_ATOMICS_NOT_ALLOWED));
 }
 
-CublasProducts::~CublasProducts() { cublasDestroy(handle_); }
+CublasProducts::~CublasProducts() { cublas().destroy(handle_); }
 
 // cuBLAS counts columns first, so to it each row-major matrix is its transpose: it computes c' [n,m] = op(b)' op(a)'.
 void CublasProducts::matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) {
@@ -44,9 +45,9 @@ void CublasProducts::matmul(const Tensor& c, const Tensor& a, bool ta, const Ten
                                       : tf32_                 ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                               : CUBLAS_COMPUTE_32F_PEDANTIC;
   const float one = 1, zero = 0;
-  LINNET_CALL(cublasGemmEx_64(handle_, tb ? CUBLAS_OP_T : CUBLAS_OP_N, ta ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k, &one,
-                              b.raw(), type_of(b), tb ? k : n, a.raw(), type_of(a), ta ? m : k, &zero, c.raw(),
-                              type_of(c), n, compute, CUBLAS_GEMM_DEFAULT));
+  LINNET_CALL(cublas().gemm_ex_64(handle_, tb ? CUBLAS_OP_T : CUBLAS_OP_N, ta ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k,
+                                  &one, b.raw(), type_of(b), tb ? k : n, a.raw(), type_of(a), ta ? m : k, &zero,
+                                  c.raw(), type_of(c), n, compute, CUBLAS_GEMM_DEFAULT));
 }
 
 }  // namespace linnet
