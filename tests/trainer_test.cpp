@@ -889,6 +889,22 @@ TEST(NotFinite, RunningStatisticsAreLookedAt) {
   for (int64_t i = 0; i < flat.buffers.numel(); ++i) EXPECT_TRUE(std::isfinite(flat.buffers.data<float>()[i]));
 }
 
+// Activations of 1e25 are finite and their variance is not: what batch norm makes of them is finite again.
+TEST(NotFinite, TheLayerWhoseRunningStatisticsAreNotFiniteIsNamed) {
+  TinyRun run(tiny_config("convnet"));
+  struct Enlarge : Observer {
+    void on_boundary(Trainer& trainer, bool) override {
+      if (trainer.global_step() != 4) return;
+      for (const Param* p : trainer.net().params().params())
+        if (p->name == "conv2.weight")
+          for (int64_t i = 0; i < p->shape.numel(); ++i) p->master.data<float>()[i] *= 1e25f;
+    }
+  } enlarge;
+  const BadStep bad = bad_step(run, {&enlarge});
+  EXPECT_EQ(bad.step, 4);
+  EXPECT_EQ(bad.where, "the running statistics bn2.running_var");
+}
+
 TEST(NotFinite, TheWeightsOfTheLastGoodStepStay) {
   Config config = tiny_config("mlp");
   config.optimizer.lr = 1e6;

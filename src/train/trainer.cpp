@@ -351,8 +351,13 @@ BadStep Trainer::examine_bad_step(int64_t step) {
     if (tell || seen.nonfinite > 0) bad.tensors.push_back(std::move(seen));
   };
   for (const Param* p : net_.params().params()) look(p->master, "weight " + p->name, false);
+  std::string statistic;  // the first running one that is not finite; the judged step takes it back
   int64_t batch = -1;
   tape_.watch([&](const Tensor& y, Op op) {
+    if (std::string_view(op.name) == "batch_norm" && statistic.empty()) {
+      for (const Buffer& b : net_.params().buffers())
+        if (statistic.empty() && look_at(backend_, b.value, b.name).nonfinite > 0) statistic = b.name;
+    }
     if (batch_of_step_ != batch) {  // what is told is the first batch where something is wrong
       if (batch >= 0 && !bad.where.empty()) return;
       if (batch >= 0) bad.tensors.clear();
@@ -370,6 +375,7 @@ BadStep Trainer::examine_bad_step(int64_t step) {
   const bool statistics = is_finite(before.residue) && is_finite(read_step(backend_, step_memory_).residue);
   write_result(backend_, step_memory_, before);
   tape_.watch({});
+  if (bad.where.empty() && !statistic.empty()) bad.where = "the running statistics " + statistic;
   for (const Param* p : net_.params().params())
     if (p->group >= 0) look(p->grad, "gradient of " + p->name, p->shape.rank() >= 2);
   if (bad.where.empty() && !statistics) bad.where = "the running statistics of batch norm";
