@@ -187,6 +187,31 @@ TEST_F(Checks, ALearningRateOfNothingIsFlat) {
   expect_advice(run("loss", c), "multiply optimizer.lr", {"first weights", "clip_norm"});
 }
 
+// 2.5 falls to ln 10 and stays there: that is no learning. At its own rate the loss rises at first, and is given time.
+TEST_F(Checks, ARateThatOnlyUnlearnsTheFirstAnswersIsSeen) {
+  const auto loss_at = [&](const std::string& lr) {
+    Config c = load_config("configs/smoke.toml", {"data.samples=1400", "data.image_size=16", "optimizer.lr=" + lr});
+    const RunData data = load_run_data(c);
+    return entry("loss").run({c, *backend_, data, {}});
+  };
+  const CheckResult r = loss_at("1");
+  EXPECT_EQ(r.verdict, fail) << r.text;
+  EXPECT_NE(r.text.find("near the loss of guessing"), r.text.npos) << r.text;
+  EXPECT_NE(r.advice.find("optimizer.lr is 1; usual for sgd are 0.001 to 0.1"), r.advice.npos) << r.advice;
+  const CheckResult own = loss_at("0.01");
+  EXPECT_EQ(own.verdict, pass) << own.text;
+}
+
+TEST_F(Checks, ARateBelowAFloatsLastDigitIsNamed) {
+  Config c = config();
+  c.optimizer.lr = 1e-12;
+  for (const char* check : {"updates", "overfit"}) {
+    const CheckResult r = run(check, c);
+    EXPECT_EQ(r.verdict, fail) << r.text;
+    EXPECT_NE(r.advice.find("usual for sgd"), r.advice.npos) << r.advice;
+  }
+}
+
 TEST_F(Checks, ShuffledLabelsTeachNothing) {
   expect(fail, "labels", config(), "teach nothing", [](RunData& data) {
     for (size_t i = 0; i < data.train.labels.size(); ++i) data.train.labels[i] = int32_t((i * 2654435761u >> 7) % 10);
@@ -243,6 +268,8 @@ TEST_F(Checks, DataWithFaultsIsSeen) {
          [](RunData& data) { std::fill_n(data.train.pixels.begin(), 40 * data.train.image_bytes(), uint8_t(7)); });
   expect(fail, "data", config(), "of test are in train",
          [](RunData& data) { data.test = [images = data.train] { return images; }; });
+  expect(fail, "data", config(), "such as image 0 of test is 0 of train; image 1 of test",
+         [](RunData& data) { data.test = [images = data.train] { return images; }; });
   expect(fail, "data", config(), "no training image", [](RunData& data) {
     for (int32_t& label : data.train.labels) label = label == 3 ? 4 : label;
   });
@@ -250,6 +277,7 @@ TEST_F(Checks, DataWithFaultsIsSeen) {
   c.data.mean = {0, 0, 0};
   c.data.std = {0.01, 0.01, 0.01};
   expect(fail, "batch", c);
+  EXPECT_NE(run("batch", c).advice.find("do not fit these images"), std::string::npos);
 }
 
 }  // namespace

@@ -287,6 +287,27 @@ TEST_F(Lab, AdviceReckonsWithScalingAndAccumulation) {
   expect_has(lr_of(" --set train.accumulate=100 --set data.samples=3000"), "too many for a short test");
 }
 
+// A rate that cannot be right is replaced, with or without a range test that can say by which.
+TEST_F(Lab, AdviceReplacesAbsurdRates) {
+  const auto lr_of = [&](const std::string& more) {
+    const Ended e = run_in_shell("advise " + config() + " --batch 8 --samples 4 --steps 5 --json" + more);
+    EXPECT_EQ(e.code, 0) << e.out;
+    const json said = json::parse(e.out.substr(e.out.find('{')));
+    for (const json& one : said["advice"])
+      if (one["key"] == "optimizer.lr") return one;
+    return json();
+  };
+  const std::string doubt = " --set train.accumulate=100 --set data.samples=3000 --set optimizer.name=adam";
+  const json low = lr_of(doubt + " --set optimizer.lr=1e-7");
+  EXPECT_EQ(low["advised"], "0.001");
+  expect_has(low["reason"], "advises no rate");
+  expect_has(low["reason"], "the middle of these");
+  EXPECT_EQ(lr_of(doubt + " --set optimizer.lr=0.002")["advised"], "0.002");
+  const json high = lr_of(" --set model.name=convnet_nobn --set optimizer.lr=1e4");
+  EXPECT_LT(std::stod(high["advised"].get<std::string>()), 10);
+  expect_has(high["reason"], "diverged");
+}
+
 TEST_F(Lab, ACheckThatIsSkippedHasNotPassed) {
   const std::string few = "check " + config() + " --only labels --set data.samples=200 --set data.val=20";
   const Ended e = run_in_shell(few);
@@ -296,6 +317,7 @@ TEST_F(Lab, ACheckThatIsSkippedHasNotPassed) {
   const Ended failed = run_in_shell("check " + config() + " --only loss --json --set optimizer.lr=1e4");
   EXPECT_EQ(failed.code, 5) << failed.out;
   expect_has(json::parse(failed.out)["checks"][0]["advice"], "optimizer.clip_norm = 1");
+  expect_has(json::parse(failed.out)["warnings"][0], "W2: lr = 10000");
 }
 
 TEST_F(Lab, LandscapeOfARun) {

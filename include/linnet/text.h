@@ -40,6 +40,9 @@ std::string excerpt(std::string_view label, std::string_view line, size_t column
 // For HTML and XML, in text and in quoted attributes.
 std::string escaped_markup(std::string_view text);
 
+// "1 seed", "2 seeds".
+std::string counted(int64_t n, std::string_view what);
+
 // "3.2s", "1m02s", "2h05m"; "-" for what is not finite.
 std::string duration_text(double seconds);
 

@@ -1,6 +1,7 @@
 // What can be wrong with a run although it runs: the warnings W1 to W30 of `linnet list warnings`. Some follow from the
 // config, the model and the data; the others show while training (class Watchdog).
 #pragma once
+#include <cmath>
 #include <deque>
 #include <functional>
 #include <map>
@@ -59,9 +60,12 @@ RunFacts facts_of(ParamStore&, int64_t images);
 // schedule.warmup = 1 or optimizer.clip_norm = 1".
 std::string shorter_steps(const Config&);
 
-// The learning rates that are usual for an optimizer (W2); an average's is judged by its lr times (1 - momentum).
+// The learning rates that are usual for an optimizer (W2), as its settings count them: where momentum takes an average,
+// whose steps are shorter, they are 1 / (1 - momentum) times those of a sum.
 struct UsualLr {
   double low, high;
+  double middle() const { return std::sqrt(low * high); }  // in decades: where a text would begin
+  bool holds(double lr) const;                             // low and high included
 };
 UsualLr usual_lr(const OptimizerConfig&);
 

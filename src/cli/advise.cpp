@@ -6,6 +6,7 @@
 #include "cli.h"
 #include "console.h"
 #include "linnet/schedule.h"
+#include "linnet/text.h"
 #include "linnet/warnings.h"
 #include "src/lab/checks.h"
 #include "src/lab/noise.h"
@@ -34,6 +35,7 @@ struct Ground {
   RunData all, data;
   std::unique_ptr<Backend> backend;
   std::optional<Trainer> trainer;
+  Config trained;  // by `trainer`
   BatchSource plain;
 
   explicit Ground(const Options& o) : config(load_config(o.config, o.set)), all(load_run_data(config)) {
@@ -43,15 +45,29 @@ struct Ground {
     if (data.train.size() < 2 * largest)
       fail(Exit::usage, "{} training images are not two batches of {}: use smaller ones (--batch)", data.train.size(),
            largest);
-    Config c = at_first_lr(plain_config(config), all.train.size(), data.train.size());
-    c.train.precision = "f32";
-    trainer.emplace(c, *backend, data);
+    trained = at_first_lr(plain_config(config), all.train.size(), data.train.size());
+    trained.train.precision = "f32";
+    trainer.emplace(trained, *backend, data);
     plain = upload_source(*backend, data.train, config.data.mean, config.data.std);
   }
   // As training goes; Error(Exit::diverged) where it diverges.
   void train(int64_t steps) {
     if (const ShortRun run = train_steps(*trainer, steps); !run.diverged.empty())
       fail(Exit::diverged, "{}: look at it with linnet check", run.diverged);
+  }
+  // The same, at `lr` a step where the config's own rate diverges, and then at a tenth of that. How it diverged; empty:
+  // it did not.
+  std::string train_or_at(double lr, int64_t steps) {
+    const std::string diverged = train_steps(*trainer, steps).diverged;
+    if (diverged.empty()) return "";
+    trained.train.lr_scaling = "none";
+    for (const double rate : {lr, lr / 10}) {
+      for (GroupConfig& group : trained.groups) group.optimizer.lr *= rate / trained.optimizer.lr;
+      trained.optimizer.lr = rate;
+      trainer.emplace(trained, *backend, data);
+      if (train_steps(*trainer, steps).diverged.empty()) return diverged;
+    }
+    fail(Exit::diverged, "{}, and so it is at {:.3g} and {:.3g}: look at it with linnet check", diverged, lr, lr / 10);
   }
   std::vector<BatchNoise> measure(const Options& o) {
     std::vector<BatchNoise> all_sizes;
@@ -135,8 +151,9 @@ struct Advice {
   std::string key, now, value, reason;  // value empty: as it is
 };
 
-std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<BatchNoise>& noise,
-                           const LrRange& range) {
+// `diverged`: how training at the config's rate did; empty: it did not.
+std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<BatchNoise>& noise, const LrRange& range,
+                           const std::string& diverged) {
   const Config& c = ground.config;
   const RunFacts facts = facts_of(ground.trainer->net().params(), ground.all.train.size());
   std::vector<Advice> all;
@@ -157,9 +174,10 @@ std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<B
   all.push_back(
       {"train.batch_size", std::to_string(now), fits || wanted == now ? "" : std::to_string(wanted),
        fmt::format(
-           "the gradient's noise scale after {} is about {:.0f} images{}: beyond it larger batches are less and "
+           "the gradient's noise scale after {}{} is about {:.0f} images{}: beyond it larger batches are less and "
            "less worth their time; a step of a third to three times as many is left as it is{}",
-           counted(o.steps, "step"), scale,
+           counted(o.steps, "step"),
+           diverged.empty() ? "" : fmt::format(" (at a rate of {:.2g})", ground.trained.optimizer.lr), scale,
            accumulate > 1 ? fmt::format(", and a step has {} (train.accumulate)", per_step) : "",
            facts.batch_norm ? "; batch norm wants 32 or more" : "")});
 
@@ -186,24 +204,31 @@ std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<B
   // The test's rates are those of the steps: compared with what train.lr_scaling makes of the config's.
   const double factor = scaled_lr(c, 1, facts.images), lr = c.optimizer.lr * factor;
   const std::string scaled = factor == 1 ? "" : fmt::format(", which train.lr_scaling makes {:.3g}", lr);
+  const std::string fell = diverged.empty() ? "" : fmt::format("training at {:g} diverged: {}; ", lr, diverged);
   if (!range.doubt.empty()) {
-    all.push_back({"optimizer.lr", fmt::format("{:g}", c.optimizer.lr), "",
-                   fmt::format("the range test ({} seeds) advises no rate: {}. Try in linnet lr-find: {}", kRangeSeeds,
-                               range.doubt, range.cure)});
+    const UsualLr usual = usual_lr(c.optimizer);
+    const bool known = usual.holds(c.optimizer.lr);
+    const double value = known ? std::min(usual.middle(), c.optimizer.lr / 10) : usual.middle();
+    all.push_back({"optimizer.lr", fmt::format("{:g}", c.optimizer.lr),
+                   known && diverged.empty() ? "" : fmt::format("{:.3g}", value),
+                   fmt::format("{}the range test ({} seeds) advises no rate: {}. Usual for {} are {:.4g} to {:.4g}{}. "
+                               "Try in linnet lr-find: {}",
+                               fell, kRangeSeeds, range.doubt, name, usual.low, usual.high,
+                               known ? "" : ", and the middle of these is a start", range.cure)});
   } else {
-    const bool low = lr<range.steepest / 2, high = lr> 10 * range.to;
+    const bool low = lr<range.steepest / 2, high = lr> 10 * range.to || !diverged.empty();
     const double value = range.to / factor, digit = std::pow(10, std::floor(std::log10(value)));
     all.push_back(
         {"optimizer.lr", fmt::format("{:g}", c.optimizer.lr),
          low || high ? fmt::format("{:.3g}", std::round(value / digit) * digit) : "",
          fmt::format(
-             "with {} and {} images a step the loss falls fastest at {:.2g} and until {:.2g} (range test, {} "
-             "seeds), and {:g}{} is {}. From half the former to ten times the latter a rate is left as it is: a "
-             "warmup, or a schedule that falls, bears more than the test shows",
-             name, per_step, range.steepest, range.to, kRangeSeeds, c.optimizer.lr, scaled,
-             low    ? "below half the former"
-             : high ? "above ten times the latter"
-                    : "between half the former and ten times the latter")});
+             "{}with {} and {} images a step the loss falls fastest at {:.2g} and until {:.2g} (range test, {} "
+             "seeds), and {:g}{} is {}. From half the former to ten times the latter a rate that does not diverge is "
+             "left as it is: a warmup, or a schedule that falls, bears more than the test shows",
+             fell, name, per_step, range.steepest, range.to, kRangeSeeds, c.optimizer.lr, scaled,
+             low                  ? "below half the former"
+             : lr > 10 * range.to ? "above ten times the latter"
+                                  : "between half the former and ten times the latter")});
   }
   if (!fits && c.train.lr_scaling == "none")
     all.push_back(
@@ -222,9 +247,10 @@ int run_advise(const Options& o) {
   tell("range test ...\n");
   const LrRange range = advise_range(ground, images_per_step(ground.config, ground.all.train.size()));
   tell(fmt::format("{}, then the gradient's noise ...\n", counted(o.steps, "step")));
-  ground.train(o.steps);
+  const double other = range.doubt.empty() ? range.steepest : usual_lr(ground.config.optimizer).middle();
+  const std::string diverged = ground.train_or_at(other, o.steps);
   const std::vector<BatchNoise> noise = ground.measure(o);
-  const std::vector<Advice> all = advise(ground, o, noise, range);
+  const std::vector<Advice> all = advise(ground, o, noise, range, diverged);
   if (o.json) {
     Json out = Json::array();
     for (const Advice& a : all)

@@ -13,6 +13,7 @@
 #include "console.h"
 #include "linnet/run.h"
 #include "linnet/text.h"
+#include "linnet/warnings.h"
 #include "src/core/digest.h"
 #include "src/core/file.h"
 #include "src/core/json.h"
@@ -190,6 +191,7 @@ int run_checks(const Options& o) {
   Config config = load_config(o.config, o.set);
   const Terminal terminal = stdout_terminal();
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
+  std::vector<std::string> found;  // warnings
   int failed = 0, skipped = 0;
   const auto wanted = [&](std::string_view name) {
     return o.only.empty() || std::ranges::find(o.only, name) != o.only.end();
@@ -228,12 +230,21 @@ int run_checks(const Options& o) {
     config.train.precision = linnet::name_of(precision_of(config, *backend));
     Terminal inner = terminal;
     inner.columns -= 2;  // the pictures stand two columns in
+    // A config's own faults are told as `train` tells them: they say at once what a check only shows.
+    Net net(*backend, config.model.name, model_options(config, data.train), uint64_t(config.train.seed));
+    for (const Warning& w : start_warnings(config, facts_of(net.params(), data.train.size())))
+      found.push_back(Warnings(false).tell_once(w));
+    if (!o.json)
+      for (const std::string& line : found) tell(line + "\n");
     const Subject subject{config, *backend, data, inner, colours_wanted()};
     for (const CheckEntry& entry : checks())
       if (wanted(entry.name)) run(entry, [&] { return entry.run(subject); });
   }
   if (o.json)
-    fmt::print("{}\n", nlohmann::ordered_json{{"passed", failed == 0}, {"skipped", skipped}, {"checks", json}}.dump());
+    fmt::print(
+        "{}\n",
+        nlohmann::ordered_json{{"passed", failed == 0}, {"skipped", skipped}, {"warnings", found}, {"checks", json}}
+            .dump());
   else if (failed + skipped == 0)
     fmt::print("all checks passed\n");
   else

@@ -36,11 +36,6 @@ inline CLI::Validator file_name() {
       "");
 }
 
-// "1 seed", "2 seeds".
-inline std::string counted(int64_t n, const std::string& what) {
-  return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s");
-}
-
 // What the verbs that read a config have in common.
 inline void add_config_options(CLI::App& verb, std::string& config, std::vector<std::string>& set) {
   verb.add_option("config", config, "TOML file")->required();

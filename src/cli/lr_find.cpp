@@ -113,6 +113,8 @@ int lr_find(const Options& o) {
 
   std::vector<int64_t> batches = o.batches;
   if (batches.empty()) batches = {config.train.batch_size};
+  for (auto b = batches.begin(); b != batches.end();)  // named twice, it is one curve
+    b = std::find(batches.begin(), b, *b) != b ? batches.erase(b) : b + 1;
   const int64_t largest = std::ranges::max(batches);
   if (largest > all.train.size())
     fail(Exit::usage, "a batch of {} is more than the {} training images", largest, all.train.size());

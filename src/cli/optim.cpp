@@ -12,6 +12,7 @@
 #include "linnet/optim_trace.h"
 #include "linnet/optimizer.h"
 #include "linnet/registry.h"
+#include "linnet/text.h"
 
 namespace linnet {
 

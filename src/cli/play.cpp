@@ -118,7 +118,7 @@ std::string ground(const Frame& frame) {
     }
   } else {
     for (const double level : contour_levels(frame.land, frame.width < 400 ? 7 : 14))
-      for (const Segment2& s : contour(frame.land, level, frame.width < 400 ? 24 : 60))
+      for (const Segment2& s : contour(frame.land, level, frame.width < 400 ? 30 : 100))
         path += fmt::format("M{:.1f} {:.1f}L{:.1f} {:.1f}", frame.x(s.x0), frame.y(s.y0), frame.x(s.x1), frame.y(s.y1));
   }
   return fmt::format("<path class=\"ground\" d=\"{}\"/>\n", path);
@@ -245,8 +245,9 @@ std::string page(const Landscape& land, const Options& o, const std::vector<Play
       "1rem;color:#374151;background:#fff}}"
       "svg{{max-width:100%;height:auto}}input{{width:100%}}td,th{{padding:.2rem "
       ".7rem;text-align:right}}td:first-child,th:first-child{{text-align:left}}"
-      ".small{{display:flex;flex-wrap:wrap;gap:8px}}</style>\n<h1>{0}</h1><p>{1}; at most {2}</p>\n",
-      land.name, escaped_markup(land.summary), counted(o.steps, "step"), kBeginning);
+      ".small{{display:flex;flex-wrap:wrap;gap:8px}}</style>\n<h1>{0}</h1><p>{1}; at most {2}. The goal: f stays below "
+      "{4:g}.</p>\n",
+      land.name, escaped_markup(land.summary), counted(o.steps, "step"), kBeginning, land.goal);
   const int64_t longest = longest_of(shown_of(players));
   out += fmt::format("<div id=\"main\">{}</div>\n", panel(land, shown_of(players), "", true));
   out += fmt::format(
@@ -257,7 +258,9 @@ std::string page(const Landscape& land, const Options& o, const std::vector<Play
   for (const Player& p : players)
     out += fmt::format("<tr><td>{}<td>{}<td>{:.3g}<td>{:.0f} %</tr>\n", escaped_markup(p.name), outcome(p.shown),
                        p.shown.f.back(), 100 * p.shown.turned);
-  out += "</table>\n<h2>The same over a grid of learning rates</h2>\n";
+  out +=
+      "</table>\n<p>reversed: of the steps up to the goal those that turn back in some weight.</p>\n"
+      "<h2>The same over a grid of learning rates</h2>\n<p>Beside each rate: the steps to the goal.</p>\n";
   std::set<std::string> seen;
   for (const Player& p : players) {
     if (!seen.insert(p.but_lr).second) continue;

@@ -121,6 +121,8 @@ std::string escaped_markup(std::string_view text) {
   return out;
 }
 
+std::string counted(int64_t n, std::string_view what) { return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s"); }
+
 std::string duration_text(double seconds) {
   if (!std::isfinite(seconds)) return "-";
   if (seconds < 10) return fmt::format("{:.1f}s", seconds);

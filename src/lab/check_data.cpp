@@ -1,4 +1,6 @@
 // The checks `data` and `batch`: what the net is given.
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -20,27 +22,52 @@ std::string_view pixels_of(const Images& images, int64_t i) {
 
 bool is_constant(std::string_view pixels) { return pixels.find_first_not_of(pixels.front()) == std::string_view::npos; }
 
-// Which class an image has been seen with, by its bytes.
-using Seen = std::map<std::string, int32_t>;
+// Where an image was first seen, by its bytes.
+using Seen = std::map<std::string, int64_t>;
+
+constexpr size_t kExamples = 3;  // of images with a fault
 
 struct Scan {
   int64_t constant = 0, twice = 0, contradicting = 0;  // twice: seen within the split before
+  std::vector<std::string> examples;                   // of those under two labels
 };
+
+std::string class_name(const Images& images, int64_t i) {
+  const auto label = size_t(images.labels[size_t(i)]);
+  return label < images.class_names.size() ? escaped(images.class_names[label], 20) : std::to_string(label);
+}
+
+// " (as 12 and 40, cat and dog; 3 and 9, ...)"; nothing where there are none.
+std::string list_of(const std::vector<std::string>& examples) {
+  return examples.empty() ? "" : fmt::format(" (such as {})", fmt::join(examples, "; "));
+}
 
 Scan scan(const Images& images, Seen& seen) {
   Scan s;
   for (int64_t i = 0; i < images.size(); ++i) {
     const std::string_view pixels = pixels_of(images, i);
     s.constant += is_constant(pixels);
-    const auto [at, fresh] = seen.emplace(xxh3(pixels), images.labels[size_t(i)]);
+    const auto [at, fresh] = seen.emplace(xxh3(pixels), i);
     s.twice += !fresh;
-    s.contradicting += !fresh && at->second != images.labels[size_t(i)];
+    if (fresh || images.labels[size_t(at->second)] == images.labels[size_t(i)]) continue;
+    if (++s.contradicting <= int64_t(kExamples))
+      s.examples.push_back(fmt::format("image {}, {}, and {}, {}", at->second, class_name(images, at->second), i,
+                                       class_name(images, i)));
   }
   return s;
 }
 
-int64_t count_shared(const Seen& a, const Seen& b) {
-  return std::ranges::count_if(b, [&](const auto& entry) { return a.contains(entry.first); });
+// Of images of `b` that are in `a`: how many, and some of them.
+std::pair<int64_t, std::vector<std::string>> shared_images(const Seen& a, const std::string& name_a, const Seen& b,
+                                                           const std::string& name_b) {
+  std::vector<std::pair<int64_t, int64_t>> both;  // places in b and in a
+  for (const auto& [key, at] : b)
+    if (const auto found = a.find(key); found != a.end()) both.emplace_back(at, found->second);
+  std::ranges::sort(both);
+  std::vector<std::string> examples;
+  for (size_t i = 0; i < std::min(both.size(), kExamples); ++i)
+    examples.push_back(fmt::format("image {} of {} is {} of {}", both[i].first, name_b, both[i].second, name_a));
+  return {int64_t(both.size()), examples};
 }
 
 }  // namespace
@@ -60,12 +87,14 @@ CheckResult check_data(const Subject& s) {
                            images->size(), found.constant, found.twice, found.contradicting);
     if (found.constant * 100 > images->size()) fault(fmt::format("{} constant images in {}", found.constant, name));
     if (found.contradicting * 100 > images->size())
-      fault(fmt::format("{} images of {} are there again with another label", found.contradicting, name));
+      fault(fmt::format("{} of {} are there again with another label{}", counted(found.contradicting, "image"), name,
+                        list_of(found.examples)));
   }
   for (const auto& [a, b] : {std::pair{0, 1}, std::pair{0, 2}, std::pair{1, 2}}) {
-    const int64_t shared = count_shared(seen[a], seen[b]);
+    const auto [shared, examples] = shared_images(seen[a], splits[a].first, seen[b], splits[b].first);
     if (shared == 0) continue;
-    const std::string text = fmt::format("{} images of {} are in {}, too", shared, splits[b].first, splits[a].first);
+    const std::string text = fmt::format("{} of {} {} in {}, too{}", counted(shared, "image"), splits[b].first,
+                                         shared == 1 ? "is" : "are", splits[a].first, list_of(examples));
     picture += text + "\n";
     if (shared * 100 > splits[b].second->size()) fault(text);  // a few of them move no result
   }
@@ -167,9 +196,20 @@ CheckResult check_batch(const Subject& s) {
         shown[n].push_back(std::isfinite(v) ? uint8_t(std::clamp(std::lround(v * 255), 0L, 255L)) : 0);
       }
   const bool finite = std::isfinite(mean) && std::isfinite(deviation);
-  return verdict(finite && std::fabs(mean) < 1 && deviation > 0.25 && deviation < 4,
+  const bool sound = finite && std::fabs(mean) < 1 && deviation > 0.25 && deviation < 4;
+  // What normalises them is at fault where it does not fit the images as they are; else augmentation is.
+  const ChannelStats stats = channel_stats(data.train);
+  bool fits = true;
+  for (size_t c = 0; c < stats.mean.size(); ++c) {
+    const double m = (double(stats.mean[c]) - config.data.mean[c]) / config.data.std[c];
+    const double d = double(stats.std[c]) / config.data.std[c];
+    fits = fits && std::fabs(m) < 1 && d > 0.25 && d < 4;
+  }
+  return verdict(sound,
                  fmt::format("{} augmented images: mean {:.3f}, deviation {:.3f}", batch.dim(0), mean, deviation),
-                 draw_images(shown, width, height, s.terminal, s.colours));
+                 draw_images(shown, width, height, s.terminal, s.colours),
+                 fits ? "weaken [augment] until a person knows the classes"
+                      : "data.mean and data.std do not fit these images: leave them out, and they are measured");
 }
 
 }  // namespace linnet

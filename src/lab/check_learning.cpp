@@ -30,8 +30,28 @@ Config with_adam(Config c) {
 
 }  // namespace
 
+namespace {
+
+// The loss of a net that knows how frequent each class is, and nothing of the images: the labels' entropy.
+double loss_of_guessing(const Images& images) {
+  std::vector<double> counts(size_t(images.classes), 0);
+  for (const int32_t label : images.labels) ++counts[size_t(label)];
+  double entropy = 0;
+  for (const double n : counts)
+    if (n > 0) entropy -= n / double(images.size()) * std::log(n / double(images.size()));
+  return entropy;
+}
+
+// Mean of the last ten of some losses, or of all where there are fewer.
+double tail_mean(const std::vector<double>& losses) {
+  const auto tail = std::span(losses).last(std::min<size_t>(10, losses.size()));
+  return std::accumulate(tail.begin(), tail.end(), 0.0) / double(tail.size());
+}
+
+}  // namespace
+
 CheckResult check_loss(const Subject& s) {
-  constexpr int64_t kSteps = 50;
+  constexpr int64_t kSteps = 50, kMore = 200;
   const double chance = std::log(double(s.data.train.classes));
   Config config = plain_config(s.config);
   const RunData data = some_of(s.data.train, kSteps * config.train.batch_size);
@@ -41,34 +61,53 @@ CheckResult check_loss(const Subject& s) {
   const BatchSource source = upload_source(s.backend, data.train, config.data.mean, config.data.std);
   const Batch fixed = plain_batch(trainer.net(), source, std::min<int64_t>(256, data.train.size()));
   const double first = loss_of(trainer.net(), fixed, true);
-  const ShortRun run = train_steps(trainer, kSteps);
-  const std::string picture = curve(s, "loss of each batch", run.column("train/loss"));
+  ShortRun run;
+  std::string text = fmt::format("first loss {:.4g} (ln {} is {:.4g})", first, s.data.train.classes, chance);
+  double last = first;
+  const auto train = [&](int64_t steps) {
+    const ShortRun more = train_steps(trainer, steps);
+    run.steps.insert(run.steps.end(), more.steps.begin(), more.steps.end());
+    run.diverged = more.diverged;
+    if (!run.diverged.empty()) return;
+    last = loss_of(trainer.net(), fixed, true);
+    text += fmt::format("; {:.4g} after {} batches", last, run.steps.size());
+  };
+  // On its way down to the loss of guessing a net only unlearns its first answers: below it, it has learnt.
+  const double guessing = loss_of_guessing(data.train);
+  const auto learns = [&] { return last < 0.98 * guessing; };
+  // A large rate may throw the loss up for a while and yet train well, and a small one takes its time.
+  train(kSteps);
+  if (run.diverged.empty() && !learns()) train(kMore);
+
   const bool start = first > chance / 2 && first < 2 * chance;
-  std::string text, advice;
+  std::string advice;
   const auto fault = [&](const std::string& what, const std::string& cure) {
-    text += (text.empty() ? "" : ": ") + what;
+    text += ": " + what;
     advice += (advice.empty() ? "" : "; ") + cure;
   };
-  const std::string too_fast = "it rises: use " + shorter_steps(s.config);
-  if (!run.diverged.empty()) fault("exploding: " + run.diverged, too_fast);
-  const double last = run.diverged.empty() ? loss_of(trainer.net(), fixed, true) : NAN;
-  text += fmt::format("{}first loss {:.4g} (ln {} is {:.4g})", text.empty() ? "" : "; ", first, s.data.train.classes,
-                      chance);
-  if (run.diverged.empty()) text += fmt::format("; {:.4g} after {} batches", last, run.steps.size());
+  const std::string shorter = "use " + shorter_steps(s.config);
+  if (!run.diverged.empty()) fault("exploding: " + run.diverged, "it rises: " + shorter);
   if (!start)
     fault("the first loss is far from chance",
           first > chance ? "the first loss is too high: smaller first weights in the last layer, or batch norm"
                          : "the first loss is too low: the net knows the labels already; look for them in the images");
-  if (!run.diverged.empty()) return {CheckResult::Verdict::fail, text, picture, advice};
-  // A large learning rate may throw the loss up for a while and yet train well: that is a note, unless it goes far.
-  const std::vector<double> losses = run.column("train/loss");
-  const auto tail = std::span(losses).last(std::min<size_t>(10, losses.size()));
-  const double end = std::accumulate(tail.begin(), tail.end(), 0.0) / double(tail.size());
-  const bool falls = last<first - 1e-4 * chance, rises = last> first + 0.05 * chance, far = !(end < 2 * first);
-  if (!falls && !rises) fault("flat", "it is flat: multiply optimizer.lr by 10, and look at the check `flow`");
-  if (!falls && rises && far) fault("rising", too_fast);
-  if (!falls && rises && !far) text += " (it rises at first: a smaller rate or a longer warmup is safer)";
-  return {advice.empty() ? CheckResult::Verdict::pass : CheckResult::Verdict::fail, text, picture, advice};
+  const bool falls = last < first - 1e-4 * chance;
+  const auto warmup = std::llround(config.schedule.warmup * double(trainer.steps_per_epoch()));
+  if (!run.diverged.empty() || learns() || (falls && !start)) {
+    // nothing to say, or said already
+  } else if (falls && warmup > kSteps + kMore) {
+    text += fmt::format(" (the warmup takes {} steps: its full rate is not seen here)", warmup);
+  } else if (const std::vector<double> losses = run.column("train/loss"); tail_mean(losses) > 1.02 * losses.front()) {
+    fault("rising", "it rises: " + shorter);
+  } else {
+    const UsualLr usual = usual_lr(config.optimizer);
+    const double lr = trainer.learning_rate(trainer.global_step());
+    fault(falls ? "it only comes near the loss of guessing" : "flat",
+          lr < usual.low    ? "multiply optimizer.lr by 10: " + lr_beside_usual(config.optimizer)
+          : lr > usual.high ? lr_beside_usual(config.optimizer) + ": " + shorter
+                            : "look at the check `flow`, and whether linnet lr-find finds a rate that teaches");
+  }
+  return verdict(advice.empty(), text, curve(s, "loss of each batch", run.column("train/loss")), advice);
 }
 
 CheckResult check_overfit(const Subject& s) {
@@ -109,7 +148,10 @@ CheckResult check_overfit(const Subject& s) {
         run.diverged.empty() ? fmt::format("{:.0f} %", acc.empty() ? 0 : 100 * std::ranges::max(acc)) : "diverged");
   }
   return verdict(false, fmt::format("{} images are not learnt in {} steps; {}", data.train.size(), kSteps, text),
-                 picture);
+                 picture,
+                 usual_lr(config.optimizer).holds(config.optimizer.lr)
+                     ? ""
+                     : lr_beside_usual(config.optimizer) + "; try these before you doubt the net");
 }
 
 namespace {

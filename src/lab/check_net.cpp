@@ -4,6 +4,7 @@
 #include <map>
 
 #include "kernels/rng.h"
+#include "linnet/warnings.h"
 #include "src/lab/checks.h"
 #include "src/lab/reference_backend.h"
 
@@ -225,7 +226,14 @@ CheckResult check_updates(const Subject& s) {
   if (!still.empty()) text += "; not trained: " + list_of(still);
   if (!overwritten.empty())
     text += fmt::format("; a step beyond {} times the weights in {}", kOverwritten, list_of(overwritten));
-  return verdict(still.empty() && overwritten.empty() && diverged.empty(), text + diverged, log_bars(bars, s.terminal));
+  // A layer that stands still is seldom detached where the rate is too small for a float's last digit.
+  std::string cure;
+  if (!still.empty() && config.optimizer.lr < usual_lr(config.optimizer).low)
+    cure = "steps so short are lost in a float's last digit: " + lr_beside_usual(config.optimizer);
+  else if (still.size() == order.size())
+    cure = "no weight has a gradient: look at the check `flow`";
+  return verdict(still.empty() && overwritten.empty() && diverged.empty(), text + diverged, log_bars(bars, s.terminal),
+                 cure);
 }
 
 }  // namespace linnet

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "linnet/warnings.h"
+
 namespace linnet {
 
 const std::vector<CheckEntry>& checks() {
@@ -11,8 +13,7 @@ const std::vector<CheckEntry>& checks() {
       {"data", "classes, constant images, and images that are in two splits",
        "look at the images (linnet data stats), remove what is double or empty, add images of the rare classes",
        check_data},
-      {"batch", "the images as the net gets them, augmented and normalised: finite, mean near 0, deviation near 1",
-       "let data.mean and data.std be measured (leave them out), and weaken [augment] until a person knows the classes",
+      {"batch", "the images as the net gets them, augmented and normalised: finite, mean near 0, deviation near 1", "",
        check_batch},
       {"flow", "one backward pass: a gradient in every layer, none exploding, no dead units",
        "a layer at 0 is detached or dead: look at its place in forward(), its first weights, ReLUs that never open; "
@@ -24,7 +25,7 @@ const std::vector<CheckEntry>& checks() {
       {"updates", "how much of its weights a step changes in each layer; about 1e-3 is usual",
        "divide optimizer.lr by 10 where the weights are overwritten; a layer at 0 is detached, or its group is frozen",
        check_updates},
-      {"loss", "the first loss is about ln C, and 50 batches of training make it smaller", "", check_loss},
+      {"loss", "the first loss is about ln C, and 50 to 250 batches bring it below that of guessing", "", check_loss},
       {"overfit", "16 images are learnt by heart, 95 % of them in at most 100 steps",
        "architecture, gradient or optimizer are broken: see `flow` and `gradient`, then try another optimizer.lr",
        check_overfit},
@@ -164,6 +165,11 @@ double norm_of(std::span<const float> v) {
   double sum = 0;
   for (const float x : v) sum += double(x) * double(x);
   return std::sqrt(sum);
+}
+
+std::string lr_beside_usual(const OptimizerConfig& o) {
+  const auto [low, high] = usual_lr(o);
+  return fmt::format("optimizer.lr is {:g}; usual for {} are {:.4g} to {:.4g}", o.lr, o.name, low, high);
 }
 
 std::string layer_name(const std::string& param) { return param.substr(0, param.rfind('.')); }

@@ -25,8 +25,9 @@ struct CheckResult {
   std::string picture;      // lines for a terminal; may be empty
   std::string advice = {};  // what to do about this fault; empty: what the check's entry says
 };
-inline CheckResult verdict(bool passed, std::string text, std::string picture = "") {
-  return {passed ? CheckResult::Verdict::pass : CheckResult::Verdict::fail, std::move(text), std::move(picture)};
+inline CheckResult verdict(bool passed, std::string text, std::string picture = "", std::string advice = "") {
+  return {passed ? CheckResult::Verdict::pass : CheckResult::Verdict::fail, std::move(text), std::move(picture),
+          std::move(advice)};
 }
 
 struct CheckEntry {
@@ -84,6 +85,8 @@ double gradients_of(Net&, const Batch&, const Tape::Watcher& watch = {});
 
 std::vector<float> on_host(Backend&, const Tensor&);  // f32
 double norm_of(std::span<const float>);
+// "optimizer.lr is 1e-12; usual for sgd are 0.001 to 0.1".
+std::string lr_beside_usual(const OptimizerConfig&);
 // "layer1.0.conv1" of "layer1.0.conv1.weight".
 std::string layer_name(const std::string& param);
 // Images side by side and below each other, small enough for the terminal's width.

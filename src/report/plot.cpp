@@ -144,7 +144,7 @@ class Canvas {
   std::vector<char32_t> cells_;
 };
 
-constexpr std::string_view kLetters = "*o+x#@";
+constexpr std::string_view kLetters = "*o+x#@%&=~^abcdefgh";  // one a curve
 
 void draw_series(Canvas& canvas, const Axes& axes, const Series& s, char letter) {
   const auto dots = [](double at, int count) { return int(std::lround(at * (count - 1))); };
@@ -290,7 +290,9 @@ std::string draw_bars(const std::vector<Bar>& bars, const Terminal& terminal, bo
     std::string bar;
     const int length = std::isnan(share) ? 0 : int(std::lround(share * room));
     for (int i = 0; i < length; ++i) bar += terminal.utf8 ? "█" : "#";
-    bar += fmt::format("{} {:>9.3g}", std::string(size_t(room) - size_t(length), ' '), b.value);
+    const bool count = b.value == std::floor(b.value) && std::fabs(b.value) < 1e9;
+    bar += fmt::format("{} {:>9}", std::string(size_t(room) - size_t(length), ' '),
+                       count ? fmt::format("{:.0f}", b.value) : fmt::format("{:.3g}", b.value));
     out += apart ? fmt::format("{}  {}\n{}", wrap_words(b.name, columns), bar, wrap_words(b.note, columns))
                  : fmt::format("{}{} {}{}\n", b.name, std::string(width - count_chars(b.name), ' '), bar,
                                b.note.empty() ? "" : "  " + b.note);

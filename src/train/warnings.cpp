@@ -168,12 +168,10 @@ void judge_optimizer(const OptimizerConfig& o, F&& f) {
   if (has_betas(o) && o.betas[0] >= o.betas[1])
     f("W1", fmt::format("betas[0] = {} is not below betas[1] = {}", o.betas[0], o.betas[1]), false);
 
-  // An average takes steps 1 - momentum times as long as a sum: its lr is judged as the sum's.
-  const double lr = o.lr * (has_momentum(o) && is_average(o) ? 1 - o.momentum : 1);
-  const auto [low, high] = usual_lr(o);
-  constexpr double kRounding = 1e-9;  // 0.1 in an average of 0.9 is 0.09999..., or 0.1 and a bit
-  if (lr < low * (1 - kRounding) || lr > high * (1 + kRounding))
-    f("W2", fmt::format("lr = {} is out of the range usual for {}, {} to {}", o.lr, o.name, low, high), false);
+  if (const UsualLr usual = usual_lr(o); !usual.holds(o.lr))
+    f("W2",
+      fmt::format("lr = {} is out of the range usual for {}, {:.4g} to {:.4g}", o.lr, o.name, usual.low, usual.high),
+      false);
 
   if (is_adam(o) && o.betas[1] < 0.99) f("W3", fmt::format("betas[1] = {} is below 0.99", o.betas[1]), false);
 
@@ -215,9 +213,16 @@ std::string momentum_jump(const OptimizerConfig& before, const OptimizerConfig& 
 }  // namespace
 
 UsualLr usual_lr(const OptimizerConfig& o) {
-  if (is_adam(o) || o.name == "rmsprop") return {1e-4, 1e-2};
-  if (o.name == "lion") return {1e-5, 1e-3};
-  return {1e-3, 1e-1};
+  const double longer = has_momentum(o) && is_average(o) ? 1 / (1 - o.momentum) : 1;
+  const auto range = [&](double low, double high) { return UsualLr{low * longer, high * longer}; };
+  if (is_adam(o) || o.name == "rmsprop") return range(1e-4, 1e-2);
+  if (o.name == "lion") return range(1e-5, 1e-3);
+  return range(1e-3, 1e-1);
+}
+
+bool UsualLr::holds(double lr) const {
+  constexpr double kRounding = 1e-9;  // 0.1 / (1 - 0.9) is 1, or a bit less
+  return lr >= low * (1 - kRounding) && lr <= high * (1 + kRounding);
 }
 
 RunFacts facts_of(ParamStore& store, int64_t images) {
