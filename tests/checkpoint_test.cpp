@@ -455,6 +455,17 @@ TEST(Checkpoint, TheRightOnesStay) {
   }
 }
 
+// A kill behind the last save of a run, before the oldest one went: nothing is saved after it.
+TEST(Checkpoint, WhatIsTooManyGoesOnLoading) {
+  SavedRun run({1, 2, 3, 4, 5, 6}, {.keep = 10});
+  CheckpointStore store(run.folder, {.keep = 3, .every = 2});
+  EXPECT_EQ(store.steps(), (Steps{1, 2, 3, 4, 5, 6}));  // before one is known to be sound, none goes
+  std::vector<Rejected> rejected;
+  EXPECT_EQ(store.load_latest(rejected)->step, 6);
+  EXPECT_EQ(store.steps(), (Steps{2, 4, 5, 6}));
+  EXPECT_EQ(run.names().size(), 4u);
+}
+
 // G7: what is damaged does not count as one of the two.
 TEST(Checkpoint, TwoSoundOnesStay) {
   SavedRun run({1, 2, 3, 4}, {.keep = 10});

@@ -371,6 +371,7 @@ std::optional<Checkpoint> CheckpointStore::load_latest(std::vector<Rejected>& re
 
   saves_ = m.number;
   best_ = m.best_step && saved_.contains(*m.best_step) ? m.best_step : std::nullopt;
+  retain();  // a run that was killed between its last save and this has no other save to come
   return std::move(loaded->checkpoint);
 }
 
