@@ -8,5 +8,5 @@ short() {
   shift 2
   for key in "$@"; do set+=(--set "$key"); done
   printf '%-34s' "$label"
-  { "$LINNET" check "$here/$config" --only loss --json "${set[@]}" || [ $? = 5 ]; } | sed 's/.*"text":"\([^"]*\)".*/\1/'
+  { "$LINNET" check "$here/$config" --only loss --json --set "train.precision=$PRECISION" "${set[@]}" || [ $? = 5 ]; } | sed 's/.*"text":"\([^"]*\)".*/\1/'
 }
