@@ -212,6 +212,8 @@ std::string panel(const Landscape& land, const Ways& ways, const std::string& ti
   const auto line = [&](const std::string& look, double x0, double y0, double x1, double y1) {
     out += fmt::format("<line {} x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"/>\n", look, x0, y0, x1, y1);
   };
+  out += fmt::format("<rect x=\"{}\" y=\"-22\" width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n",
+                     -kLeft);  // on a dark page
   text(0, -8, "start", title);
   out += field(frame, ways, kMainMoves, with_steps);
   out += fmt::format("<rect class=\"axis\" width=\"{}\" height=\"{}\" fill=\"none\"/>\n", frame.width, frame.height);
