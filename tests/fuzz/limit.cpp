@@ -4,21 +4,23 @@
 #include "fuzz.h"
 
 namespace {
-bool armed = false;
-size_t limit_bytes = 0, live = 0;
+// volatile: to the optimizer no malloc reads or writes a variable of ours.
+volatile bool armed = false;
+volatile size_t live = 0;
+size_t limit_bytes = 0;
 
 void on_malloc(const volatile void*, size_t size) {
   if (!armed) return;
-  live += size;
+  live = live + size;
   if (live <= limit_bytes) return;
   armed = false;
-  std::fprintf(stderr, "FINDING: %zu bytes allocated, %zu allowed\n", live, limit_bytes);
+  std::fprintf(stderr, "FINDING: %zu bytes allocated, %zu allowed\n", size_t(live), limit_bytes);
   std::abort();
 }
 void on_free(const volatile void* block) {
   if (!armed || !block) return;
   const size_t size = __sanitizer_get_allocated_size(block);
-  live -= size < live ? size : live;  // what was there before is freed too
+  live = live - (size < live ? size : live);  // what was there before is freed too
 }
 }  // namespace
 
