@@ -184,7 +184,7 @@ TEST_F(Checks, ALearningRateOfNothingIsFlat) {
   Config c = config();
   c.optimizer.lr = 1e-9;
   expect(fail, "loss", c, "flat");
-  expect_advice(run("loss", c), "multiply optimizer.lr", {"first weights", "clip_norm"});
+  expect_advice(run("loss", c), "usual for sgd are 0.001 to 0.1", {"first weights", "clip_norm"});
 }
 
 // 2.5 falls to ln 10 and stays there: that is no learning. At its own rate the loss rises at first, and is given time.
@@ -198,6 +198,12 @@ TEST_F(Checks, ARateThatOnlyUnlearnsTheFirstAnswersIsSeen) {
   EXPECT_EQ(r.verdict, fail) << r.text;
   EXPECT_NE(r.text.find("near the loss of guessing"), r.text.npos) << r.text;
   EXPECT_NE(r.advice.find("optimizer.lr is 1; usual for sgd are 0.001 to 0.1"), r.advice.npos) << r.advice;
+  // A warmup does not hide the rate that it leads to.
+  Config warm = load_config("configs/smoke.toml", {"data.samples=1400", "data.image_size=16", "optimizer.lr=1",
+                                                   "schedule.warmup=20", "train.epochs=30"});
+  const RunData data = load_run_data(warm);
+  const CheckResult hidden = entry("loss").run({warm, *backend_, data, {}});
+  EXPECT_EQ(hidden.verdict, fail) << hidden.text;
   const CheckResult own = loss_at("0.01");
   EXPECT_EQ(own.verdict, pass) << own.text;
 }

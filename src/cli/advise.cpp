@@ -5,6 +5,7 @@
 
 #include "cli.h"
 #include "console.h"
+#include "linnet/optimizer.h"
 #include "linnet/schedule.h"
 #include "linnet/text.h"
 #include "linnet/warnings.h"
@@ -26,7 +27,7 @@ struct Options {
   bool json = false;
 };
 
-// Of advise's range test: its own steps and images, so that what it says does not depend on the noise's options.
+// Of advise's range test: images of its own, so that what it says follows from the config that it is made with.
 constexpr int64_t kRangeSteps = 100, kRangeSeeds = 3;
 
 // A config, its images, and a net that can be trained for some steps.
@@ -35,7 +36,8 @@ struct Ground {
   RunData all, data;
   std::unique_ptr<Backend> backend;
   std::optional<Trainer> trainer;
-  Config trained;  // by `trainer`
+  Config trained;        // by `trainer`
+  bool own_rate = true;  // it is the config's, not one in its place
   BatchSource plain;
 
   explicit Ground(const Options& o) : config(load_config(o.config, o.set)), all(load_run_data(config)) {
@@ -55,19 +57,26 @@ struct Ground {
     if (const ShortRun run = train_steps(*trainer, steps); !run.diverged.empty())
       fail(Exit::diverged, "{}: look at it with linnet check", run.diverged);
   }
-  // The same, at `lr` a step where the config's own rate diverges, and then at a tenth of that. How it diverged; empty:
-  // it did not.
-  std::string train_or_at(double lr, int64_t steps) {
-    const std::string diverged = train_steps(*trainer, steps).diverged;
-    if (diverged.empty()) return "";
+  // The same, at the middle of the usual rates where the config's own is outside of them or diverges, and then at a
+  // tenth of that. How it diverged; empty: it did not.
+  std::string train_at_a_sound_rate(int64_t steps) {
+    const UsualLr usual = usual_lr(config.optimizer);
+    std::string diverged;
+    if (usual.holds(config.optimizer.lr)) {
+      diverged = train_steps(*trainer, steps).diverged;
+      if (diverged.empty()) return "";
+    }
+    own_rate = false;
     trained.train.lr_scaling = "none";
-    for (const double rate : {lr, lr / 10}) {
+    for (const double rate : {usual.middle(), usual.middle() / 10}) {
       for (GroupConfig& group : trained.groups) group.optimizer.lr *= rate / trained.optimizer.lr;
       trained.optimizer.lr = rate;
       trainer.emplace(trained, *backend, data);
-      if (train_steps(*trainer, steps).diverged.empty()) return diverged;
+      const std::string again = train_steps(*trainer, steps).diverged;
+      if (again.empty()) return diverged;
+      diverged = again;
     }
-    fail(Exit::diverged, "{}, and so it is at {:.3g} and {:.3g}: look at it with linnet check", diverged, lr, lr / 10);
+    fail(Exit::diverged, "{}, at a rate of {:.3g}: look at it with linnet check", diverged, trained.optimizer.lr);
   }
   std::vector<BatchNoise> measure(const Options& o) {
     std::vector<BatchNoise> all_sizes;
@@ -131,34 +140,34 @@ int64_t images_per_step(Config c, int64_t images) {
   return std::llround(scaled_lr(c, 1, images));
 }
 
-// The range test of the config's optimizer at its images per step; in doubt where that would take too long.
-LrRange advise_range(const Ground& ground, int64_t per_step) {
-  const int64_t batch = ground.config.train.batch_size;
+// The range test of `config` at its images per step; in doubt where that would take too long.
+LrRange advise_range(const Ground& ground, const Config& config) {
+  const int64_t batch = config.train.batch_size, per_step = images_per_step(config, ground.all.train.size());
   if (per_step > std::max(batch, kMostPerStep))
     return {NAN, NAN, NAN, fmt::format("a step has {} images (train.accumulate), too many for a short test", per_step),
             fmt::format("linnet lr-find with --batch {}", kMostPerStep)};
-  Config c = at_constant_lr(plain_config(ground.config));
+  Config c = at_constant_lr(plain_config(config));
   c.train.accumulate = std::max<int64_t>(1, per_step / batch);
   c.train.lr_scaling = "none";  // the rates are those of the test
   c.train.precision = "f32";
   const RunData data = some_of(ground.all.train, kRangeSteps * per_step);
-  return seeds_range(range_tests(c, *ground.backend, data, 1e-6, 10, kRangeSteps, kRangeSeeds),
-                     smoothing_radius(kRangeSteps), std::log(double(data.train.classes)))
-      .range;
+  std::vector<RangeTest> tests;
+  for (int64_t k = 0; k < kRangeSeeds; ++k, ++c.train.seed) {
+    tell(fmt::format("range test {} of {}: {} of {} images ...\n", k + 1, kRangeSeeds, counted(kRangeSteps, "step"),
+                     per_step));
+    tests.push_back(range_tests(c, *ground.backend, data, 1e-6, 10, kRangeSteps, 1)[0]);
+  }
+  return seeds_range(tests, smoothing_radius(kRangeSteps), std::log(double(data.train.classes))).range;
 }
 
 struct Advice {
   std::string key, now, value, reason;  // value empty: as it is
 };
 
-// `diverged`: how training at the config's rate did; empty: it did not.
-std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<BatchNoise>& noise, const LrRange& range,
-                           const std::string& diverged) {
-  const Config& c = ground.config;
+// The batch: near the noise scale, a power of two, what batch norm needs at least, and enough steps an epoch. Advised
+// values are set in `advised`, here and below: what comes later is measured with them.
+Advice advise_batch(Ground& ground, const Options& o, const std::vector<BatchNoise>& noise, Config& advised) {
   const RunFacts facts = facts_of(ground.trainer->net().params(), ground.all.train.size());
-  std::vector<Advice> all;
-
-  // The batch: near the noise scale, a power of two, what batch norm needs at least, and enough steps an epoch.
   std::vector<double> scales;
   for (const BatchNoise& n : noise) scales.push_back(n.noise_scale());
   std::ranges::sort(scales);
@@ -167,90 +176,102 @@ std::vector<Advice> advise(Ground& ground, const Options& o, const std::vector<B
   const double most = std::clamp(double(facts.images) / 50, least, 512.0);  // 50 steps an epoch at least
   const double wish = std::pow(2, std::round(std::log2(std::clamp(scale, least, most))));
   const auto batch = int64_t(std::isfinite(wish) ? wish : most);
-  const auto now = c.train.batch_size;
-  const int64_t per_step = images_per_step(c, facts.images), accumulate = std::max<int64_t>(1, per_step / now);
+  const auto now = ground.config.train.batch_size;
+  const int64_t per_step = images_per_step(ground.config, facts.images);
+  const int64_t accumulate = std::max<int64_t>(1, per_step / now);
   const bool fits = double(per_step) > double(batch) / 3 && double(per_step) < double(batch) * 3;
   const int64_t wanted = std::max(int64_t(least), batch / accumulate);
-  all.push_back(
-      {"train.batch_size", std::to_string(now), fits || wanted == now ? "" : std::to_string(wanted),
-       fmt::format(
-           "the gradient's noise scale after {}{} is about {:.0f} images{}: beyond it larger batches are less and "
-           "less worth their time; a step of a third to three times as many is left as it is{}",
-           counted(o.steps, "step"),
-           diverged.empty() ? "" : fmt::format(" (at a rate of {:.2g})", ground.trained.optimizer.lr), scale,
-           accumulate > 1 ? fmt::format(", and a step has {} (train.accumulate)", per_step) : "",
-           facts.batch_norm ? "; batch norm wants 32 or more" : "")});
+  if (!fits) advised.train.batch_size = wanted;
+  const std::string others =
+      ground.own_rate ? ""
+                      : fmt::format(" at a rate of {:.2g}, as the config's is not sound,", ground.trained.optimizer.lr);
+  return {
+      "train.batch_size", std::to_string(now), fits || wanted == now ? "" : std::to_string(wanted),
+      fmt::format("the gradient's noise scale after {}{} is about {:.0f} images ({:.0f} to {:.0f} by the batch that it "
+                  "is measured with){}: beyond it larger batches are less and less worth their time; a step of a "
+                  "third to three times as many is left as it is{}",
+                  counted(o.steps, "step"), others, scale, scales.front(), scales.back(),
+                  accumulate > 1 ? fmt::format(", and a step has {} (train.accumulate)", per_step) : "",
+                  facts.batch_norm ? "; batch norm wants 32 or more" : "")};
+}
 
-  // The optimizer: the specification's sources agree on no more than this (section 1.12).
+// The optimizer: the specification's sources agree on no more than this (section 1.12).
+Advice advise_optimizer(const Config& c, Config& advised) {
   const std::string& name = c.optimizer.name;
   const bool adaptive = name == "adam" || name == "nadam" || name == "radam";
-  if (adaptive && c.optimizer.weight_decay > 0)
-    all.push_back(
-        {"optimizer.name", name, "adamw", "weight decay in Adam passes through its moments: AdamW keeps it apart"});
-  else if (name == "sgd" && c.optimizer.momentum == 0)
-    all.push_back({"optimizer.momentum", "0", "0.9",
-                   "on convolutional nets momentum costs one more word a weight and saves most of the steps"});
-  else if (name == "adagrad")
-    all.push_back({"optimizer.name", name, "sgd or adam",
-                   "AdaGrad's steps shrink as 1 / sqrt t: for sparse features, not for convolutions"});
-  else
-    all.push_back({"optimizer.name", name, "",
-                   adaptive || name == "adamw"
-                       ? "good for a first result; SGD with momentum, tuned and scheduled, often ends higher on a CNN"
-                       : "a sound choice for a CNN with a tuned rate and a schedule that falls"});
+  if (adaptive && c.optimizer.weight_decay > 0) {
+    advised.optimizer = default_settings("adamw", "pytorch");
+    advised.optimizer.lr = c.optimizer.lr;
+    return {
+        "optimizer.name", name, "adamw",
+        "weight decay in Adam passes through its moments: AdamW keeps it apart (and wants a larger one, such as 0.01)"};
+  }
+  if (name == "sgd" && c.optimizer.momentum == 0) {
+    advised.optimizer.momentum = 0.9;
+    return {
+        "optimizer.momentum", "0", "0.9",
+        "on convolutional nets momentum costs one more word a weight and saves most of the steps; they are ten times "
+        "as long at the same rate, which is judged with it below"};
+  }
+  if (name == "adagrad")
+    return {"optimizer.name", name, "sgd or adam",
+            "AdaGrad's steps shrink as 1 / sqrt t: for sparse features, not for convolutions"};
+  return {"optimizer.name", name, "",
+          adaptive || name == "adamw"
+              ? "good for a first result; SGD with momentum, tuned and scheduled, often ends higher on a CNN"
+              : "a sound choice for a CNN with a tuned rate and a schedule that falls"};
+}
 
-  // The learning rate: one within reach of where the loss falls is left alone; no other is advised without a clear
-  // fall.
-  // The test's rates are those of the steps: compared with what train.lr_scaling makes of the config's.
-  const double factor = scaled_lr(c, 1, facts.images), lr = c.optimizer.lr * factor;
+// The learning rate: one within reach of where the loss falls is left alone; no other is advised without a clear fall.
+// The test's rates are those of the steps: compared with what train.lr_scaling makes of the config's. `diverged`: how
+// training at the config's rate did; empty: it did not.
+Advice advise_lr(const Config& c, int64_t images, const LrRange& range, const std::string& diverged) {
+  const double factor = scaled_lr(c, 1, images), lr = c.optimizer.lr * factor;
   const std::string scaled = factor == 1 ? "" : fmt::format(", which train.lr_scaling makes {:.3g}", lr);
+  const std::string now = fmt::format("{:g}", c.optimizer.lr);
   const std::string fell = diverged.empty() ? "" : fmt::format("training at {:g} diverged: {}; ", lr, diverged);
   if (!range.doubt.empty()) {
     const UsualLr usual = usual_lr(c.optimizer);
     const bool known = usual.holds(c.optimizer.lr);
     const double value = known ? std::min(usual.middle(), c.optimizer.lr / 10) : usual.middle();
-    all.push_back({"optimizer.lr", fmt::format("{:g}", c.optimizer.lr),
-                   known && diverged.empty() ? "" : fmt::format("{:.3g}", value),
-                   fmt::format("{}the range test ({} seeds) advises no rate: {}. Usual for {} are {:.4g} to {:.4g}{}. "
-                               "Try in linnet lr-find: {}",
-                               fell, kRangeSeeds, range.doubt, name, usual.low, usual.high,
-                               known ? "" : ", and the middle of these is a start", range.cure)});
-  } else {
-    const bool low = lr<range.steepest / 2, high = lr> 10 * range.to || !diverged.empty();
-    const double value = range.to / factor, digit = std::pow(10, std::floor(std::log10(value)));
-    all.push_back(
-        {"optimizer.lr", fmt::format("{:g}", c.optimizer.lr),
-         low || high ? fmt::format("{:.3g}", std::round(value / digit) * digit) : "",
-         fmt::format(
-             "{}with {} and {} images a step the loss falls fastest at {:.2g} and until {:.2g} (range test, {} "
-             "seeds), and {:g}{} is {}. From half the former to ten times the latter a rate that does not diverge is "
-             "left as it is: a warmup, or a schedule that falls, bears more than the test shows",
-             fell, name, per_step, range.steepest, range.to, kRangeSeeds, c.optimizer.lr, scaled,
-             low                  ? "below half the former"
-             : lr > 10 * range.to ? "above ten times the latter"
-                                  : "between half the former and ten times the latter")});
+    return {"optimizer.lr", now, known && diverged.empty() ? "" : fmt::format("{:.3g}", value),
+            fmt::format("{}the range test ({} seeds) advises no rate: {}. Usual for {} are {:.4g} to {:.4g}{}. Try in "
+                        "linnet lr-find: {}",
+                        fell, kRangeSeeds, range.doubt, c.optimizer.name, usual.low, usual.high,
+                        known ? "" : ", and the middle of these is a start", range.cure)};
   }
-  if (!fits && c.train.lr_scaling == "none")
-    all.push_back(
-        {"train.lr_scaling", c.train.lr_scaling, adaptive || name == "adamw" ? "sqrt" : "linear",
-         fmt::format("with another batch size the rate changes, too: with train.lr_batch_size = {}", per_step)});
+  const bool low = lr<range.steepest / 2, high = lr> 10 * range.to || !diverged.empty();
+  const double value = range.to / factor, digit = std::pow(10, std::floor(std::log10(value)));
+  return {
+      "optimizer.lr", now, low || high ? fmt::format("{:.3g}", std::round(value / digit) * digit) : "",
+      fmt::format("{}with {}{} and {} images a step the loss falls fastest at {:.2g} and until {:.2g} (range test, {} "
+                  "seeds), and {:g}{} is {}. From half the former to ten times the latter a rate that does not "
+                  "diverge is left as it is: a warmup, or a schedule that falls, bears more than the test shows",
+                  fell, c.optimizer.name,
+                  c.optimizer.momentum > 0 ? fmt::format(", momentum {:g}", c.optimizer.momentum) : "",
+                  images_per_step(c, images), range.steepest, range.to, kRangeSeeds, c.optimizer.lr, scaled,
+                  low                  ? "below half the former"
+                  : lr > 10 * range.to ? "above ten times the latter"
+                                       : "between half the former and ten times the latter")};
+}
+
+int run_advise(const Options& o) {
+  Ground ground(o);
+  const Config& c = ground.config;
+  const int64_t images = ground.all.train.size();
+  tell(fmt::format("{}, then the gradient's noise ...\n", counted(o.steps, "step")));
+  const std::string diverged = ground.train_at_a_sound_rate(o.steps);
+  const std::vector<BatchNoise> noise = ground.measure(o);
+  Config advised = c;
+  std::vector<Advice> all = {advise_batch(ground, o, noise, advised), advise_optimizer(c, advised)};
+  const LrRange range = advise_range(ground, advised);
+  all.push_back(advise_lr(advised, images, range, diverged));
+  const RunFacts facts = facts_of(ground.trainer->net().params(), images);
   if (c.schedule.name == "constant")
     all.push_back({"schedule.name", "constant", "cosine", "a rate that falls to 0 ends lower than any fixed one"});
   if (facts.depth >= 50 && c.schedule.warmup == 0)
     all.push_back(
         {"schedule.warmup", "0", "1", fmt::format("{} layers: the first steps are the rough ones", facts.depth)});
-  return all;
-}
-
-int run_advise(const Options& o) {
-  Ground ground(o);
-  tell("range test ...\n");
-  const LrRange range = advise_range(ground, images_per_step(ground.config, ground.all.train.size()));
-  tell(fmt::format("{}, then the gradient's noise ...\n", counted(o.steps, "step")));
-  const double other = range.doubt.empty() ? range.steepest : usual_lr(ground.config.optimizer).middle();
-  const std::string diverged = ground.train_or_at(other, o.steps);
-  const std::vector<BatchNoise> noise = ground.measure(o);
-  const std::vector<Advice> all = advise(ground, o, noise, range, diverged);
   if (o.json) {
     Json out = Json::array();
     for (const Advice& a : all)

@@ -157,8 +157,10 @@ CheckResult check_resume(Config config, int64_t images) {
   config.checkpoint.epochs = double(kSaveEvery) / double(std::max<int64_t>(1, per_epoch));
   if (steps < kFewest)
     return {CheckResult::Verdict::skipped,
-            fmt::format("a run of {} steps is too short for this check, which needs {}: raise train.epochs", steps,
-                        kFewest),
+            per_epoch == 0
+                ? fmt::format("{} training images do not fill one batch of {}", images, config.train.batch_size)
+                : fmt::format("a run of {} steps is too short for this check, which needs {}: raise train.epochs",
+                              steps, kFewest),
             ""};
   const fs::path straight = scratch.path / "straight", killed = scratch.path / "killed";
   run_child(straight, config, steps, 0);
@@ -198,7 +200,13 @@ int run_checks(const Options& o) {
   };
   const auto run = [&](const CheckEntry& entry, const std::function<CheckResult()>& check) {
     const auto begin = std::chrono::steady_clock::now();
-    const CheckResult r = check();
+    CheckResult r;
+    try {
+      r = check();
+    } catch (const Error& e) {  // such as images that do not fill a batch: the others are still worth their time
+      if (e.exit != Exit::usage) throw;
+      r = {CheckResult::Verdict::skipped, e.what(), ""};
+    }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     failed += r.verdict == Verdict::fail;
     skipped += r.verdict == Verdict::skipped;

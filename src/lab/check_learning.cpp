@@ -77,7 +77,17 @@ CheckResult check_loss(const Subject& s) {
   const auto learns = [&] { return last < 0.98 * guessing; };
   // A large rate may throw the loss up for a while and yet train well, and a small one takes its time.
   train(kSteps);
+  const double early = last;
   if (run.diverged.empty() && !learns()) train(kMore);
+  // A warmup hides the rate that it leads to: one that is not usual is looked at.
+  const auto warmup = std::llround(config.schedule.warmup * double(trainer.steps_per_epoch()));
+  const UsualLr usual = usual_lr(config.optimizer);
+  if (run.diverged.empty() && learns() && warmup > int64_t(run.steps.size()) && !usual.holds(config.optimizer.lr)) {
+    const double full = trainer.learning_rate(warmup);
+    trainer.use_schedule([=](int64_t) { return full; });
+    train(kMore);
+    text += " (of these " + std::to_string(kMore) + " at the full rate)";
+  }
 
   const bool start = first > chance / 2 && first < 2 * chance;
   std::string advice;
@@ -85,27 +95,30 @@ CheckResult check_loss(const Subject& s) {
     text += ": " + what;
     advice += (advice.empty() ? "" : "; ") + cure;
   };
-  const std::string shorter = "use " + shorter_steps(s.config);
-  if (!run.diverged.empty()) fault("exploding: " + run.diverged, "it rises: " + shorter);
+  const std::string shorter = "use " + shorter_steps(s.config), beside = lr_beside_usual(config.optimizer);
+  const std::string rises =
+      usual.holds(config.optimizer.lr)
+          ? "it rises: " + shorter + "; at a sound rate it may be the labels: see the check `labels`"
+          : "it rises, and " + beside + ": " + shorter;
+  if (!run.diverged.empty()) fault("exploding: " + run.diverged, rises);
   if (!start)
     fault("the first loss is far from chance",
           first > chance ? "the first loss is too high: smaller first weights in the last layer, or batch norm"
                          : "the first loss is too low: the net knows the labels already; look for them in the images");
   const bool falls = last < first - 1e-4 * chance;
-  const auto warmup = std::llround(config.schedule.warmup * double(trainer.steps_per_epoch()));
   if (!run.diverged.empty() || learns() || (falls && !start)) {
     // nothing to say, or said already
-  } else if (falls && warmup > kSteps + kMore) {
+  } else if (falls && last < early - 5e-3 * chance && warmup > kSteps + kMore) {
     text += fmt::format(" (the warmup takes {} steps: its full rate is not seen here)", warmup);
   } else if (const std::vector<double> losses = run.column("train/loss"); tail_mean(losses) > 1.02 * losses.front()) {
-    fault("rising", "it rises: " + shorter);
+    fault("rising", rises);
   } else {
-    const UsualLr usual = usual_lr(config.optimizer);
-    const double lr = trainer.learning_rate(trainer.global_step());
+    const double lr = config.optimizer.lr;
     fault(falls ? "it only comes near the loss of guessing" : "flat",
-          lr < usual.low    ? "multiply optimizer.lr by 10: " + lr_beside_usual(config.optimizer)
-          : lr > usual.high ? lr_beside_usual(config.optimizer) + ": " + shorter
-                            : "look at the check `flow`, and whether linnet lr-find finds a rate that teaches");
+          lr < usual.low ? beside + ": begin there"
+          : lr > usual.high
+              ? beside + ": " + shorter
+              : "look at the checks `flow` and `labels`, and whether linnet lr-find finds a rate that teaches");
   }
   return verdict(advice.empty(), text, curve(s, "loss of each batch", run.column("train/loss")), advice);
 }
@@ -214,7 +227,8 @@ CheckResult check_labels(const Subject& s) {
   if (with_true > chance + 2 * sigma)
     return {CheckResult::Verdict::skipped, text + ": too few images to tell chance from learning", picture};
   return {CheckResult::Verdict::fail, text + ": the true labels teach nothing", picture,
-          "the labels do not belong to the images, or the net cannot learn: see the checks `overfit` and `data`"};
+          "the labels do not belong to the images, or the net cannot learn. Where `overfit` passes it can: look at the "
+          "labels then"};
 }
 
 CheckResult check_eval(const Subject& s) {

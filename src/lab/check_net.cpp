@@ -218,7 +218,10 @@ CheckResult check_updates(const Subject& s) {
     if (!(middle > 0)) still.push_back(layer);
     if (!(first < kOverwritten)) overwritten.push_back(layer);
     least = std::min(least, middle), most = std::max(most, middle);
-    bars.push_back({layer, middle, !(middle > 0) ? "STILL" : !(first < kOverwritten) ? "OVERWRITTEN" : ""});
+    bars.push_back({layer, middle,
+                    !(middle > 0)             ? "STILL"
+                    : !(first < kOverwritten) ? fmt::format("OVERWRITTEN: {:.3g} in one step", first)
+                                              : ""});
   }
   std::string text = fmt::format("median of {} steps from {:.2g} to {:.2g} of a layer's weights",
                                  ratios[order[0]].size(), least, most);
@@ -226,10 +229,11 @@ CheckResult check_updates(const Subject& s) {
   if (!still.empty()) text += "; not trained: " + list_of(still);
   if (!overwritten.empty())
     text += fmt::format("; a step beyond {} times the weights in {}", kOverwritten, list_of(overwritten));
-  // A layer that stands still is seldom detached where the rate is too small for a float's last digit.
+  // Where the rate is far off, it is the rate: so short a step is lost in a float's last digit, so long a one is no
+  // step.
   std::string cure;
-  if (!still.empty() && config.optimizer.lr < usual_lr(config.optimizer).low)
-    cure = "steps so short are lost in a float's last digit: " + lr_beside_usual(config.optimizer);
+  if (!usual_lr(config.optimizer).holds(config.optimizer.lr))
+    cure = lr_beside_usual(config.optimizer) + ": begin there";
   else if (still.size() == order.size())
     cure = "no weight has a gradient: look at the check `flow`";
   return verdict(still.empty() && overwritten.empty() && diverged.empty(), text + diverged, log_bars(bars, s.terminal),

@@ -103,7 +103,7 @@ ShortRun train_steps(Trainer& trainer, int64_t steps, const std::function<bool(c
     });
   } catch (const Diverged& e) {
     run.diverged =
-        fmt::format("the loss is {:.4g} after {} steps, first seen in {}", e.bad.loss, run.steps.size(), e.bad.where);
+        fmt::format("the loss is {:.4g} after {} steps, first seen in {}", e.bad.loss, e.bad.step, e.bad.where);
   }
   return run;
 }

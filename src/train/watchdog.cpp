@@ -24,6 +24,14 @@ std::vector<float> on_host(Backend& backend, const Tensor& x) {
 // "layer1.0.conv1" of "layer1.0.conv1.weight".
 std::string layer_of(const std::string& param) { return param.substr(0, param.rfind('.')); }
 
+// Empty: what the table says, which is a larger rate first.
+std::string w14_advice(const Config& c) {
+  if (const UsualLr usual = usual_lr(c.optimizer); c.optimizer.lr > usual.high)
+    return fmt::format("Nothing is learnt, and above {:.4g} a rate is large for {}: use {}", usual.high,
+                       c.optimizer.name, shorter_steps(c));
+  return "";
+}
+
 std::string w13_advice(const Config& c) {
   return fmt::format("Use {}, and check the data: linnet data verify", shorter_steps(c));
 }
@@ -135,10 +143,13 @@ void Watchdog::judge_flatness(const Row& row, int64_t steps) {
   if (std::isnan(first_mean_)) first_mean_ = mean, first_window_ = row.step;
   const auto near = [&](double loss) { return std::fabs(loss / chance_loss_ - 1) <= kFlat; };
   if (near(before) && near(mean) && mean > (1 - kFalls) * before)
-    raise("W14", fmt::format("the training loss stays at {:.3f}, that of guessing, up to step {}", mean, row.step));
+    raise("W14", fmt::format("the training loss stays at {:.3f}, that of guessing, up to step {}", mean, row.step),
+          w14_advice(config_));
   if (row.step - first_window_ >= kPatience && stands(first_mean_, before, mean))
-    raise("W14", fmt::format("the training loss is {:.4g} up to step {}, and was {:.4g} up to step {}", mean, row.step,
-                             first_mean_, first_window_));
+    raise("W14",
+          fmt::format("the training loss is {:.4g} up to step {}, and was {:.4g} up to step {}", mean, row.step,
+                      first_mean_, first_window_),
+          w14_advice(config_));
 }
 
 void Watchdog::judge_epochs() {
@@ -163,8 +174,10 @@ void Watchdog::judge_epochs() {
   if (epochs_.size() > 1 && double(now.epoch - 1) >= config_.schedule.warmup) {
     const Row &first = epochs_.front(), &before = epochs_[epochs_.size() - 2];
     if (now.step - before.step >= kWindow && stands(first["train/loss"], before["train/loss"], loss))
-      raise("W14", fmt::format("the training loss is {:.4g} in epoch {}, and was {:.4g} in epoch {}", loss, now.epoch,
-                               first["train/loss"], first.epoch));
+      raise("W14",
+            fmt::format("the training loss is {:.4g} in epoch {}, and was {:.4g} in epoch {}", loss, now.epoch,
+                        first["train/loss"], first.epoch),
+            w14_advice(config_));
   }
   best_loss_ = std::fmin(best_loss_, loss);
   const bool hot = now["lr"] >= config_.optimizer.lr / 10;  // once it has cooled down, a flat loss is what is wanted
