@@ -140,6 +140,8 @@ std::string autopsy_text(const Autopsy& a, const Terminal& terminal) {
   const BadStep& bad = a.bad;
   std::string text = fmt::format("{}: the loss is {:.4g} in {}\n", a.run, std::fabs(bad.loss), place_of(bad));
   text += fmt::format("first seen in: {}\n", escaped(bad.where));
+  if (bad.where.starts_with("the running statistics"))
+    text += "a variance is a square: it leaves the range of floats at 2e19, where the number itself is still finite\n";
   if (bad.steps.size() > 1) {
     text += "\n" + draw_text(curve(bad, "loss", loss_at), terminal, 8) +
             draw_text(curve(bad, "gradient norm", norm_at), terminal, 8);
@@ -156,7 +158,9 @@ std::string autopsy_text(const Autopsy& a, const Terminal& terminal) {
       bars.push_back(
           {(i == at ? "> " : "  ") + escaped(bad.tensors[i].what), bad.tensors[i].largest, count_text(bad.tensors[i])});
     text += fmt::format(
-        "\nlargest finite magnitude of that step's tensors{} (the bars are logarithmic)\n",
+        "\nlargest finite magnitude of that step's tensors{} (the bars are logarithmic; > is the first that is not "
+        "finite, "
+        "or else the largest)\n",
         end - begin < bad.tensors.size() ? fmt::format(" ({} of {})", end - begin, bad.tensors.size()) : "");
     text += draw_bars(bars, terminal, true);
   }

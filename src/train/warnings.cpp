@@ -101,7 +101,8 @@ const std::vector<WarningEntry>& warning_table() {
        "after 100 steps, a tenth of a parameter has never had a gradient: its rate is lr / eps. Also at the start, "
        "where "
        "lr / eps is 1e7 or more (adam and its kin, rmsprop)",
-       "A first gradient, however small, makes a whole step: use a larger eps (1e-8 to 1e-4), and look for dead units"},
+       "A first gradient, however small, makes a whole step: use a usual lr (W2) or a larger eps (1e-8 to 1e-4), and "
+       "look for dead units"},
       {"W29", "training",
        "in five epochs in a row the training loss has not come 0.2 % below its best so far, with less than 90 % of "
        "the "
