@@ -190,7 +190,7 @@ TEST_F(Checks, ALearningRateOfNothingIsFlat) {
 // 2.5 falls to ln 10 and stays there: that is no learning. At its own rate the loss rises at first, and is given time.
 TEST_F(Checks, ARateThatOnlyUnlearnsTheFirstAnswersIsSeen) {
   const auto loss_at = [&](const std::string& lr) {
-    Config c = load_config("configs/smoke.toml", {"data.samples=1400", "data.image_size=16", "optimizer.lr=" + lr});
+    Config c = load_config("configs/smoke.toml", {"data.samples=1400", "data.image_size=8", "optimizer.lr=" + lr});
     const RunData data = load_run_data(c);
     return entry("loss").run({c, *backend_, data, {}});
   };
@@ -199,7 +199,7 @@ TEST_F(Checks, ARateThatOnlyUnlearnsTheFirstAnswersIsSeen) {
   EXPECT_NE(r.text.find("near the loss of guessing"), r.text.npos) << r.text;
   EXPECT_NE(r.advice.find("optimizer.lr is 1; usual for sgd are 0.001 to 0.1"), r.advice.npos) << r.advice;
   // A warmup does not hide the rate that it leads to.
-  Config warm = load_config("configs/smoke.toml", {"data.samples=1400", "data.image_size=16", "optimizer.lr=1",
+  Config warm = load_config("configs/smoke.toml", {"data.samples=1400", "data.image_size=8", "optimizer.lr=1",
                                                    "schedule.warmup=20", "train.epochs=30"});
   const RunData data = load_run_data(warm);
   const CheckResult hidden = entry("loss").run({warm, *backend_, data, {}});

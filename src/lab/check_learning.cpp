@@ -82,7 +82,7 @@ CheckResult check_loss(const Subject& s) {
   // A warmup hides the rate that it leads to: one that is not usual is looked at.
   const auto warmup = std::llround(config.schedule.warmup * double(trainer.steps_per_epoch()));
   const UsualLr usual = usual_lr(config.optimizer);
-  if (run.diverged.empty() && learns() && warmup > int64_t(run.steps.size()) && !usual.holds(config.optimizer.lr)) {
+  if (run.diverged.empty() && warmup > int64_t(run.steps.size()) && !usual.holds(config.optimizer.lr)) {
     const double full = trainer.learning_rate(warmup);
     trainer.use_schedule([=](int64_t) { return full; });
     train(kMore);
@@ -108,7 +108,8 @@ CheckResult check_loss(const Subject& s) {
   const bool falls = last < first - 1e-4 * chance;
   if (!run.diverged.empty() || learns() || (falls && !start)) {
     // nothing to say, or said already
-  } else if (falls && last < early - 5e-3 * chance && warmup > kSteps + kMore) {
+  } else if (falls && last < early - 5e-3 * chance && warmup > int64_t(run.steps.size()) &&
+             usual.holds(config.optimizer.lr)) {
     text += fmt::format(" (the warmup takes {} steps: its full rate is not seen here)", warmup);
   } else if (const std::vector<double> losses = run.column("train/loss"); tail_mean(losses) > 1.02 * losses.front()) {
     fault("rising", rises);
