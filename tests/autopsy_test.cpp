@@ -30,7 +30,7 @@ TEST(Autopsy, SuggestsOneThing) {
   bad = bad_at(3, "weight conv1.weight", {1, 1, 1, NAN});
   EXPECT_EQ(suggest(bad, config).setting, "optimizer.lr=0.005");
   config.optimizer.lr = 1e4;
-  EXPECT_EQ(suggest(bad_at(1, "conv2d conv1.weight", {1, NAN}, 1e4), config).setting, "optimizer.lr=0.1");
+  EXPECT_EQ(suggest(bad_at(1, "conv2d conv1.weight", {1, NAN}, 1e4), config).setting, "optimizer.lr=0.01");
   config.train.precision = "fp16";
   bad = bad_at(3, "gradient of conv1.weight", {1, 1, 1, NAN});
   bad.loss = 2;
@@ -64,7 +64,7 @@ TEST(Autopsy, OfARealDivergence) {
   const auto first = std::ranges::find_if(bad.tensors, [](const TensorLook& t) { return t.nonfinite > 0; });
   ASSERT_NE(first, bad.tensors.end());
   EXPECT_EQ(first->what, bad.where);
-  EXPECT_EQ(suggest(bad, config).setting, "optimizer.lr=0.1");
+  EXPECT_EQ(suggest(bad, config).setting, "optimizer.lr=0.01");
 
   const Autopsy a{
       .run = "runs/<x>", .config = config, .bad = bad, .suggestion = suggest(bad, config), .command = "linnet"};

@@ -413,11 +413,11 @@ TEST_F(Lab, AutopsyOfADivergedRun) {
         std::string("/config.toml --set optimizer.lr=0.1\n"), std::string("gradient norm")})
     expect_has(e.out, part);
   const std::string page = read(dir_ / "run" / "autopsy.html");
-  for (const char* part : {"data:image/png;base64,", "<svg", "class=\"first\"", "optimizer.lr=0.1"})
+  for (const char* part : {"data:image/png;base64,", "<svg", "class=\"first\"", "optimizer.lr=0.01"})
     expect_has(page, part);
   for (const char* part : {"src=\"http", "href=", "@import", "<script"}) EXPECT_EQ(page.find(part), page.npos);
   const Ended as_json = run_in_shell("autopsy '" + run + "' --json 2>/dev/null; true");
-  EXPECT_EQ(json::parse(as_json.out)["suggestion"]["setting"], "optimizer.lr=0.1");
+  EXPECT_EQ(json::parse(as_json.out)["suggestion"]["setting"], "optimizer.lr=0.01");
   EXPECT_EQ(json::parse(as_json.out)["step"], bad["step"].get<int64_t>() + 1);  // as metrics.jsonl counts
 
   const std::string other = (dir_ / "mine.html").string();

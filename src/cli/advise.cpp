@@ -182,6 +182,10 @@ Advice advise_batch(Ground& ground, const Options& o, const std::vector<BatchNoi
   const bool fits = double(per_step) > double(batch) / 3 && double(per_step) < double(batch) * 3;
   const int64_t wanted = std::max(int64_t(least), batch / accumulate);
   if (!fits) advised.train.batch_size = wanted;
+  const std::string updates =
+      fits || wanted == now
+          ? ""
+          : fmt::format("; an epoch then has {}", counted(steps_per_epoch(advised, facts.images), "update"));
   const std::string others =
       ground.own_rate ? ""
                       : fmt::format(" at a rate of {:.2g}, as the config's is not sound,", ground.trained.optimizer.lr);
@@ -189,10 +193,10 @@ Advice advise_batch(Ground& ground, const Options& o, const std::vector<BatchNoi
       "train.batch_size", std::to_string(now), fits || wanted == now ? "" : std::to_string(wanted),
       fmt::format("the gradient's noise scale after {}{} is about {:.0f} images ({:.0f} to {:.0f} by the batch that it "
                   "is measured with){}: beyond it larger batches are less and less worth their time; a step of a "
-                  "third to three times as many is left as it is{}",
+                  "third to three times as many is left as it is{}{}",
                   counted(o.steps, "step"), others, scale, scales.front(), scales.back(),
                   accumulate > 1 ? fmt::format(", and a step has {} (train.accumulate)", per_step) : "",
-                  facts.batch_norm ? "; batch norm wants 32 or more" : "")};
+                  facts.batch_norm ? "; batch norm wants 32 or more" : "", updates)};
 }
 
 // The optimizer: the specification's sources agree on no more than this (section 1.12).
@@ -202,24 +206,26 @@ Advice advise_optimizer(const Config& c, Config& advised) {
   if (adaptive && c.optimizer.weight_decay > 0) {
     advised.optimizer = default_settings("adamw", "pytorch");
     advised.optimizer.lr = c.optimizer.lr;
-    return {
-        "optimizer.name", name, "adamw",
-        "weight decay in Adam passes through its moments: AdamW keeps it apart (and wants a larger one, such as 0.01)"};
+    advised.optimizer.weight_decay = c.optimizer.weight_decay;
+    return {"optimizer.name", name, "adamw",
+            fmt::format(
+                "weight decay in Adam passes through its moments: AdamW keeps it apart{}",
+                c.optimizer.weight_decay < 0.005 ? ", and wants a larger optimizer.weight_decay: 0.01 is usual" : "")};
   }
   if (name == "sgd" && c.optimizer.momentum == 0) {
     advised.optimizer.momentum = 0.9;
-    return {
-        "optimizer.momentum", "0", "0.9",
-        "on convolutional nets momentum costs one more word a weight and saves most of the steps; they are ten times "
-        "as long at the same rate, which is judged with it below"};
+    return {"optimizer.momentum", "0", "0.9",
+            "momentum costs one more word a weight and saves most of the steps; they are ten times as long at the same "
+            "rate, "
+            "which is judged with it below"};
   }
   if (name == "adagrad")
     return {"optimizer.name", name, "sgd or adam",
             "AdaGrad's steps shrink as 1 / sqrt t: for sparse features, not for convolutions"};
   return {"optimizer.name", name, "",
           adaptive || name == "adamw"
-              ? "good for a first result; SGD with momentum, tuned and scheduled, often ends higher on a CNN"
-              : "a sound choice for a CNN with a tuned rate and a schedule that falls"};
+              ? "good for a first result; SGD with momentum, tuned and scheduled, often ends higher"
+              : "a sound choice with a tuned rate and a schedule that falls"};
 }
 
 // The learning rate: one within reach of where the loss falls is left alone; no other is advised without a clear fall.

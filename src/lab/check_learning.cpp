@@ -63,13 +63,14 @@ CheckResult check_loss(const Subject& s) {
   const double first = loss_of(trainer.net(), fixed, true);
   ShortRun run;
   std::string text = fmt::format("first loss {:.4g} (ln {} is {:.4g})", first, s.data.train.classes, chance);
-  double last = first;
+  double last = first, lowest = first;
   const auto train = [&](int64_t steps) {
     const ShortRun more = train_steps(trainer, steps);
     run.steps.insert(run.steps.end(), more.steps.begin(), more.steps.end());
     run.diverged = more.diverged;
     if (!run.diverged.empty()) return;
     last = loss_of(trainer.net(), fixed, true);
+    lowest = std::min(lowest, last);
     text += fmt::format("; {:.4g} after {} batches", last, run.steps.size());
   };
   // On its way down to the loss of guessing a net only unlearns its first answers: below it, it has learnt.
@@ -111,6 +112,8 @@ CheckResult check_loss(const Subject& s) {
   } else if (falls && last < early - 5e-3 * chance && warmup > int64_t(run.steps.size()) &&
              usual.holds(config.optimizer.lr)) {
     text += fmt::format(" (the warmup takes {} steps: its full rate is not seen here)", warmup);
+  } else if (lowest < 0.98 * guessing) {
+    fault("it has learnt and forgets it again at this rate", beside + ": use a smaller one");
   } else if (const std::vector<double> losses = run.column("train/loss"); tail_mean(losses) > 1.02 * losses.front()) {
     fault("rising", rises);
   } else {
@@ -119,7 +122,7 @@ CheckResult check_loss(const Subject& s) {
           lr < usual.low ? beside + ": begin there"
           : lr > usual.high
               ? beside + ": " + shorter
-              : "look at the checks `flow` and `labels`, and whether linnet lr-find finds a rate that teaches");
+              : "see in linnet lr-find whether a smaller rate teaches, and look at the checks `flow` and `labels`");
   }
   return verdict(advice.empty(), text, curve(s, "loss of each batch", run.column("train/loss")), advice);
 }

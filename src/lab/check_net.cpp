@@ -194,6 +194,7 @@ CheckResult check_updates(const Subject& s) {
     if (step > 0 && step % trainer.steps_per_epoch() == 0) trainer.start_epoch(step / trainer.steps_per_epoch());
     trainer.step();
     if (trainer.last_result().bad_in_row > 0) diverged = fmt::format("; step {} is not finite", step + 1);
+    if (!diverged.empty() && step > 0) break;  // it was not applied
     const std::vector<float> after = on_host(s.backend, store.flat().master);
     for (const Param* p : store.params()) {
       if (p->group < 0 || p->shape.rank() < 2) continue;

@@ -95,8 +95,11 @@ BadStep parse_bad_step(std::string_view text, const std::string& origin) {
 
 Suggestion suggest(const BadStep& bad, const Config& config) {
   const double lr = bad.steps.empty() ? config.optimizer.lr : bad.steps.back().lr;
-  const auto [low, high] = usual_lr(config.optimizer);
-  const std::string smaller_lr = fmt::format("optimizer.lr={:.3g}", std::min(config.optimizer.lr / 10, high));
+  const UsualLr usual = usual_lr(config.optimizer);
+  const double low = usual.low, high = usual.high;
+  // Just inside of the usual rates is where many a net still does not train.
+  const std::string smaller_lr = fmt::format(
+      "optimizer.lr={:.3g}", std::min(config.optimizer.lr / 10, config.optimizer.lr > high ? usual.middle() : high));
 
   const auto images = std::ranges::find(bad.tensors, "the images", &TensorLook::what);
   if (images != bad.tensors.end() && (images->nonfinite > 0 || images->largest > kLargeInput))
