@@ -410,7 +410,7 @@ TEST_F(Lab, AutopsyOfADivergedRun) {
   EXPECT_EQ(bad["steps"].size(), bad["step"].get<size_t>() + 1);
   for (const std::string& part :
        {"first seen in: " + bad["where"].get<std::string>(), std::string("the images"), std::string("usual for sgd"),
-        std::string("/config.toml --set optimizer.lr=0.1\n"), std::string("gradient norm")})
+        std::string("/config.toml --set optimizer.lr=0.01\n"), std::string("gradient norm")})
     expect_has(e.out, part);
   const std::string page = read(dir_ / "run" / "autopsy.html");
   for (const char* part : {"data:image/png;base64,", "<svg", "class=\"first\"", "optimizer.lr=0.01"})
