@@ -332,14 +332,15 @@ TEST_F(Lab, AdviceOnTheRateIsForTheAdvisedMomentumAndBatch) {
   EXPECT_FALSE(of.contains("train.lr_scaling"));
 }
 
-// Ten images fill no batch: what needs one is skipped, and what failed before is told.
-TEST_F(Lab, ACheckThatNeedsMoreImagesIsSkipped) {
+// Ten images fill no batch: training would refuse them. What needs a batch fails, and the others still speak.
+TEST_F(Lab, ACheckThatNeedsMoreImagesFails) {
   const Ended e =
       run_in_shell("check " + config() + " --only data,loss,resume --json --set data.samples=12 --set data.val=2");
   EXPECT_EQ(e.code, 5) << e.out;
   const json said = json::parse(e.out);
-  EXPECT_EQ(said["skipped"], 2) << e.out;
+  ASSERT_EQ(said["checks"].size(), 3u) << e.out;
   for (const json& check : said["checks"]) {
+    EXPECT_EQ(check["verdict"], "FAIL") << e.out;
     if (check["check"] != "data") {
       expect_has(check["text"], "do not fill one batch of 16");
     }

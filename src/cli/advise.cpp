@@ -58,13 +58,13 @@ struct Ground {
       fail(Exit::diverged, "{}: look at it with linnet check", run.diverged);
   }
   // The same, at the middle of the usual rates where the config's own is outside of them or diverges, and then at a
-  // tenth of that. How it diverged; empty: it did not.
+  // tenth of that. How it diverged at the config's own; empty: it did not, or was not tried.
   std::string train_at_a_sound_rate(int64_t steps) {
     const UsualLr usual = usual_lr(config.optimizer);
-    std::string diverged;
+    std::string own, last;
     if (usual.holds(config.optimizer.lr)) {
-      diverged = train_steps(*trainer, steps).diverged;
-      if (diverged.empty()) return "";
+      own = train_steps(*trainer, steps).diverged;
+      if (own.empty()) return "";
     }
     own_rate = false;
     trained.train.lr_scaling = "none";
@@ -72,11 +72,10 @@ struct Ground {
       for (GroupConfig& group : trained.groups) group.optimizer.lr *= rate / trained.optimizer.lr;
       trained.optimizer.lr = rate;
       trainer.emplace(trained, *backend, data);
-      const std::string again = train_steps(*trainer, steps).diverged;
-      if (again.empty()) return diverged;
-      diverged = again;
+      last = train_steps(*trainer, steps).diverged;
+      if (last.empty()) return own;
     }
-    fail(Exit::diverged, "{}, at a rate of {:.3g}: look at it with linnet check", diverged, trained.optimizer.lr);
+    fail(Exit::diverged, "{}, at a rate of {:.3g}: look at it with linnet check", last, trained.optimizer.lr);
   }
   std::vector<BatchNoise> measure(const Options& o) {
     std::vector<BatchNoise> all_sizes;
@@ -215,9 +214,8 @@ Advice advise_optimizer(const Config& c, Config& advised) {
   if (name == "sgd" && c.optimizer.momentum == 0) {
     advised.optimizer.momentum = 0.9;
     return {"optimizer.momentum", "0", "0.9",
-            "momentum costs one more word a weight and saves most of the steps; they are ten times as long at the same "
-            "rate, "
-            "which is judged with it below"};
+            "momentum costs one more word a weight and saves most of the steps; at the same rate they are ten times as "
+            "long, so the rate below is judged with it"};
   }
   if (name == "adagrad")
     return {"optimizer.name", name, "sgd or adam",

@@ -155,12 +155,12 @@ CheckResult check_resume(Config config, int64_t images) {
   const int64_t per_epoch = steps_per_epoch(config, images);
   const int64_t steps = std::min(kSteps, per_epoch * config.train.epochs);
   config.checkpoint.epochs = double(kSaveEvery) / double(std::max<int64_t>(1, per_epoch));
+  if (per_epoch == 0)
+    fail(Exit::usage, "{} training images do not fill one batch of {}", images, config.train.batch_size);
   if (steps < kFewest)
     return {CheckResult::Verdict::skipped,
-            per_epoch == 0
-                ? fmt::format("{} training images do not fill one batch of {}", images, config.train.batch_size)
-                : fmt::format("a run of {} steps is too short for this check, which needs {}: raise train.epochs",
-                              steps, kFewest),
+            fmt::format("a run of {} steps is too short for this check, which needs {}: raise train.epochs", steps,
+                        kFewest),
             ""};
   const fs::path straight = scratch.path / "straight", killed = scratch.path / "killed";
   run_child(straight, config, steps, 0);
@@ -203,9 +203,9 @@ int run_checks(const Options& o) {
     CheckResult r;
     try {
       r = check();
-    } catch (const Error& e) {  // such as images that do not fill a batch: the others are still worth their time
+    } catch (const Error& e) {  // what `train` would refuse, such as images that fill no batch: the others still speak
       if (e.exit != Exit::usage) throw;
-      r = {CheckResult::Verdict::skipped, e.what(), ""};
+      r = {Verdict::fail, e.what(), "", "linnet train refuses this config: change what is named above"};
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     failed += r.verdict == Verdict::fail;

@@ -32,12 +32,12 @@ struct Scan {
   std::vector<std::string> examples;                   // of those under two labels
 };
 
-std::string class_name(const Images& images, int64_t i) {
-  const auto label = size_t(images.labels[size_t(i)]);
+std::string class_name(const Images& images, size_t label) {
   return label < images.class_names.size() ? escaped(images.class_names[label], 20) : std::to_string(label);
 }
+std::string class_of(const Images& images, int64_t i) { return class_name(images, size_t(images.labels[size_t(i)])); }
 
-// " (as 12 and 40, cat and dog; 3 and 9, ...)"; nothing where there are none.
+// " (such as ...; ...)"; nothing where there are none.
 std::string list_of(const std::vector<std::string>& examples) {
   return examples.empty() ? "" : fmt::format(" (such as {})", fmt::join(examples, "; "));
 }
@@ -51,8 +51,8 @@ Scan scan(const Images& images, Seen& seen) {
     s.twice += !fresh;
     if (fresh || images.labels[size_t(at->second)] == images.labels[size_t(i)]) continue;
     if (++s.contradicting <= int64_t(kExamples))
-      s.examples.push_back(fmt::format("image {}, {}, and {}, {}", at->second, class_name(images, at->second), i,
-                                       class_name(images, i)));
+      s.examples.push_back(
+          fmt::format("image {}, {}, and {}, {}", at->second, class_of(images, at->second), i, class_of(images, i)));
   }
   return s;
 }
@@ -103,8 +103,7 @@ CheckResult check_data(const Subject& s) {
   for (const int32_t label : s.data.train.labels) ++of_class[size_t(label)];
   std::vector<Bar> bars;
   for (size_t c = 0; c < of_class.size() && c < 20; ++c)
-    bars.push_back({c < s.data.train.class_names.size() ? escaped(s.data.train.class_names[c], 20) : std::to_string(c),
-                    double(of_class[c])});
+    bars.push_back({class_name(s.data.train, c), double(of_class[c])});
   picture += draw_bars(bars, s.terminal);
   const auto [fewest, most] = std::ranges::minmax(of_class);
   if (fewest == 0) fault("a class has no training image");

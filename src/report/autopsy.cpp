@@ -162,8 +162,7 @@ std::string autopsy_text(const Autopsy& a, const Terminal& terminal) {
           {(i == at ? "> " : "  ") + escaped(bad.tensors[i].what), bad.tensors[i].largest, count_text(bad.tensors[i])});
     text += fmt::format(
         "\nlargest finite magnitude of that step's tensors{} (the bars are logarithmic; > is the first that is not "
-        "finite, "
-        "or else the largest)\n",
+        "finite, or else the largest)\n",
         end - begin < bad.tensors.size() ? fmt::format(" ({} of {})", end - begin, bad.tensors.size()) : "");
     text += draw_bars(bars, terminal, true);
   }
