@@ -57,10 +57,11 @@ struct WrongAdd : ReferenceBackend {
   }
 };
 struct NanInGradient : ReferenceBackend {
-  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus) override {
-    ReferenceBackend::conv_backward(dx, dw, dy, x, w, conv, plus);
+  bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
+                     const Tensor* plus, const InputBn* input) override {
+    const bool summed = ReferenceBackend::conv_backward(dx, dw, dy, x, w, conv, plus, input);
     if (conv.stride == 2) dw.data<float>()[7] = std::numeric_limits<float>::quiet_NaN();
+    return summed;
   }
 };
 struct ForgetsRunningMean : ReferenceBackend {

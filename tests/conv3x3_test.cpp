@@ -246,6 +246,52 @@ TEST(Conv3x3, WorkspaceOfAnotherShapeDoesNotShow) {
     }
 }
 
+// With a batch norm below: the same bits behind the ReLU's mask, and sums over them.
+TEST(Conv3x3, SumsForTheBatchNormThatMadeItsInput) {
+  ThreadPool pool(2), alone(1);
+  for (Simd simd : all_simd())
+    for (DType type : {DType::f32, DType::bf16})
+      for (const Conv3x3Shape& s : {Conv3x3Shape{1, 4, 4, 16, 16},
+                                    {17, 16, 16, 32, 32},
+                                    {5, 9, 7, 16, 48},
+                                    {3, 3, 5, 64, 16},
+                                    {33, 8, 8, 64, 64}}) {
+        SCOPED_TRACE(name_of(s, simd) + ", " + name_of(type));
+        const Case t(s, type);
+        const Shape in{s.n, s.h, s.w, s.c}, out{s.n, s.h, s.w, s.k}, weights{s.k, 3, 3, s.c};
+        const Tensor y = tensor_of(t.x, in, type), w = tensor_of(t.w, weights, type), dy = tensor_of(t.dy, out, type);
+        const Tensor plus = tensor_of(noise(in.numel(), 4), in, type), x = tensor_of(noise(in.numel(), 5), in, type);
+        const Tensor saved = tensor_of(noise(4 * s.c, 6), {4, s.c}, DType::f32);
+        const Tensor dx = tensor_of(t.dx, in, type), dw = tensor_of(t.dw, weights, DType::f32);
+        for (const Tensor* p : {static_cast<const Tensor*>(nullptr), &plus}) {
+          Conv3x3 conv(pool, simd), again(alone, simd);
+          conv.backward(dx, dw, dy, y, w, p);
+          Floats want = floats_of(dx), want_dw = floats_of(dw), xs = floats_of(x), means = floats_of(saved);
+          std::vector<double> sums(size_t(2 * s.c)), sizes(sums.size());  // sizes: of the terms
+          for (size_t i = 0; i < want.size(); ++i) {
+            if (!(t.x[i] > 0)) want[i] = 0;
+            const size_t c = i % size_t(s.c);
+            const double g = double(want[i]), product = g * (double(xs[i]) - double(means[c]));
+            sums[c] += g, sums[size_t(s.c) + c] += product;
+            sizes[c] += std::abs(g), sizes[size_t(s.c) + c] += std::abs(product);
+          }
+          for (Conv3x3* one : {&conv, &again}) {
+            const Tensor got_sums = tensor_of(Floats(size_t(2 * s.c)), {2, s.c}, DType::f64);
+            const InputBn input{x, saved, got_sums};
+            if (!one->backward(dx, dw, dy, y, w, p, &input)) {
+              EXPECT_TRUE(simd == Simd::amx && type == DType::bf16);
+              continue;
+            }
+            EXPECT_EQ(floats_of(dx), want);
+            EXPECT_EQ(floats_of(dw), want_dw);
+            // Sums take g before it is rounded to bf16, by half a unit of 2^-8 at most.
+            for (size_t i = 0; i < sums.size(); ++i)
+              EXPECT_NEAR(got_sums.data<double>()[i], sums[i], (type == DType::bf16 ? 0x1.02p-9 : 1e-6) * sizes[i]);
+          }
+        }
+      }
+}
+
 TEST(Conv3x3, AnEmptyBatchHasNoWeightGradient) {
   ThreadPool pool(2);
   Conv3x3 conv(pool);

@@ -73,8 +73,68 @@ TEST_P(NormTest, UsedTwice) {
   check_gradients(c, be());
 }
 
+// A convolution that follows may take the ReLU and the sums over the gradient upon itself (Backend::conv_backward), but
+// only where it is the last to add to that gradient.
+OpCase bn_conv_case(const char* name, const Shape& x, bool residual, Tensor (*f)(Pass&, const Tensor& y, Param& w)) {
+  const int64_t c = x[-1];
+  OpCase chain = bn_case(x, true, residual);
+  chain.name = fmt::format("{} of {}{}", name, x, residual ? " + residual" : "");
+  chain.params.push_back({c, 3, 3, c});
+  chain.f = [residual, f](Pass& p, const Operands& o) {
+    return f(
+        p,
+        batch_norm(p, o.x[0], *o.w[0], *o.w[1], *o.state[0], *o.state[1], {.relu = true}, residual ? &o.x[1] : nullptr),
+        *o.w[2]);
+  };
+  return chain;
+}
+const std::vector<std::pair<const char*, Tensor (*)(Pass&, const Tensor&, Param&)>> kUsesOfBn = {
+    {"conv(y)",
+     [](Pass& p, const Tensor& y, Param& w) {
+       return conv2d(p, y, w, {1, 1});
+     }},
+    {"conv(y) + relu(y)",
+     [](Pass& p, const Tensor& y, Param& w) {
+       const Tensor z = conv2d(p, y, w, {1, 1});
+       return add(p, z, relu(p, y));
+     }},
+    {"conv(y) + y, which share a gradient",
+     [](Pass& p, const Tensor& y, Param& w) {
+       return add(p, conv2d(p, y, w, {1, 1}), y);
+     }},
+    {"tanh(y) + conv(y), which is the second use",
+     [](Pass& p, const Tensor& y, Param& w) {
+       const Tensor z = unary(p, y, Tanh{});
+       return add(p, z, conv2d(p, y, w, {1, 1}));
+     }},
+    {"conv(y) + conv(y)",
+     [](Pass& p, const Tensor& y, Param& w) {
+       const Tensor z = conv2d(p, y, w, {1, 1});
+       return add(p, z, conv2d(p, y, w, {1, 1}));
+     }},
+    {"conv(conv(y)) + y",
+     [](Pass& p, const Tensor& y, Param& w) {
+       return add(p, conv2d(p, conv2d(p, y, w, {1, 1}), w, {1, 1}), y);
+     }},
+};
+
+TEST_P(NormTest, BatchNormBehindAConvolution) {
+  for (const auto& [name, f] : kUsesOfBn)
+    for (bool residual : {false, true})
+      for (const Shape& x : {Shape{3, 6, 5, 16}, {17, 8, 8, 16}, {2, 5, 9, 64}}) {
+        check_against_reference(bn_conv_case(name, x, residual, f), be());
+        check_against_reference(bn_conv_case(name, x, residual, f), be(), DType::bf16);
+      }
+}
+
+TEST_P(NormTest, BatchNormBehindAConvolutionCentralDifferences) {
+  for (const auto& [name, f] : kUsesOfBn) check_gradients(bn_conv_case(name, {2, 3, 2, 16}, true, f), be());
+}
+
 TEST(Norm, SameBitsForAnyNumberOfThreads) {
   for (DType dtype : {DType::f32, DType::bf16}) {
+    for (const Shape& x : {Shape{33, 9, 9, 32}, {33, 8, 8, 64}})
+      check_same_bits(bn_conv_case("conv(y)", x, true, kUsesOfBn[0].second), dtype);
     check_same_bits(bn_case({33, 9, 9, 24}, true, true), dtype);
     check_same_bits(bn_case({64, 16, 16, 7}, false, false), dtype);
     check_same_bits(gn_case({17, 9, 9, 24}, 8), dtype);

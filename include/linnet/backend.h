@@ -34,6 +34,12 @@ struct Bn {
 struct BnState {  // each [channels], f32
   Tensor scale, bias, mean, var;
 };
+// A batch norm with a ReLU whose result is the input of a convolution. Its backward pass begins with sums over that
+// result's gradient g (behind the ReLU), which conv_backward has at hand.
+struct InputBn {
+  Tensor x, saved;  // what bn_forward read and kept
+  Tensor sums;      // [2, channels] f64: of g, and of g (x - mean)
+};
 
 using Unary = std::variant<Relu, LeakyRelu, Sigmoid, Tanh, Silu, Gelu>;
 
@@ -140,19 +146,21 @@ class Backend {
   virtual void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv) = 0;
   virtual void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv) = 0;
   // Both at once, for they read the same dy. plus (may be null, may be dx) is added to dx: a gradient that x has
-  // already.
-  virtual void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
-                             Conv, const Tensor* plus) = 0;
+  // already. input (may be null) is for the batch norm that made x: whoever has each pixel of dx at hand puts it behind
+  // the ReLU's mask, writes input->sums and returns true; others return false.
+  virtual bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
+                             Conv, const Tensor* plus, const InputBn* input) = 0;
   // Over all but the last extent. train: batch statistics, running ones updated (unbiased variance), `saved` [4,
   // channels] f32 gets mean and 1/sqrt(var + eps) for backward; its other two rows are for what the backend likes to
   // keep. moments (may be null) are those of x, from conv_forward. Otherwise: running statistics, `saved` may be empty.
   virtual void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState&,
                           Bn, bool train, const Tensor* moments) = 0;
   // dresidual (may be null) gets dy behind the ReLU's mask, which is taken from y (or from x, of which y was made). One
-  // of dx and dresidual may be dy: in place. Train mode's gradients.
+  // of dx and dresidual may be dy: in place. Train mode's gradients. sums (may be null) are InputBn's, from
+  // conv_backward: dy is behind the mask already, and dresidual is null.
   virtual void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                            const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
-                           Bn) = 0;
+                           Bn, const Tensor* sums) = 0;
   // c [m,n] = op(a) op(b), row-major; ta/tb: the matrix is stored transposed. a and b are f32 or 16-bit alike, and so
   // is c, or c is f32 where they are 16-bit.
   virtual void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) = 0;

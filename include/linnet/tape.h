@@ -2,6 +2,7 @@
 // backward is a loop over a vector in reverse, freeing as it goes.
 #pragma once
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "linnet/backend.h"
@@ -46,6 +47,9 @@ class Tape {
   Tensor take_grad(const Tensor& x);
   // Whether anybody wants the gradient of x; if not, an op need not compute it.
   static bool wants(const Tensor& x) { return x.var >= 0; }
+  // Whether x was recorded last. An op that is recorded now is then its first user, so the last to add to its gradient:
+  // what it adds makes that whole.
+  bool is_newest(const Tensor& x) const { return wants(x) && x.var == first_ + int64_t(grads_.size()) - 1; }
 
   // Forgets everything recorded and starts a new sum of parameter gradients. backward() may run several times before
   // the update: gradients accumulate.
@@ -88,6 +92,11 @@ struct Pass {
     int64_t var = -1;
     Tensor value;
   } moments = {};
+  // And the other way round: the last batch norm with a ReLU, for the backward pass of a convolution that follows.
+  struct {
+    int64_t var = -1;
+    std::shared_ptr<InputBn> value;
+  } norm = {};
   bool explain = false;  // gradients of a net in evaluation mode, of inputs only: batch norm's parameters get none
 };
 

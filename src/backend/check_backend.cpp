@@ -140,16 +140,20 @@ class CheckBackend final : public Backend {
     const Tensor dw2 = c.out("dw", dw), dy2 = c.in("dy", dy), x2 = c.in("x", x);
     c.run([&](Backend& b, bool t) { b.conv_backward_weight(t ? dw : dw2, t ? dy : dy2, t ? x : x2, conv); });
   }
-  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus) override {
+  bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
+                     const Tensor* plus, const InputBn* input) override {
     Call c(*this, "conv_backward");
     const Tensor plus2 = plus ? c.in("plus", *plus) : Tensor();
     const Tensor dx2 = c.out("dx", dx), dw2 = c.out("dw", dw), dy2 = c.in("dy", dy), x2 = c.in("x", x),
                  w2 = c.in("w", w);
+    bool summed = false;
     c.run([&](Backend& b, bool t) {
-      b.conv_backward(t ? dx : dx2, t ? dw : dw2, t ? dy : dy2, t ? x : x2, t ? w : w2, conv,
-                      t ? plus : (plus ? &plus2 : nullptr));
+      if (!t)  // it takes the sums itself: the batch norm shows these
+        b.conv_backward(dx2, dw2, dy2, x2, w2, conv, plus ? &plus2 : nullptr, nullptr);
+      else if ((summed = b.conv_backward(dx, dw, dy, x, w, conv, plus, input)))
+        trusted_->unary_grad(Relu{}, dx2, dx2, x2, x2);
     });
+    return summed;
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor* moments) override {
@@ -173,8 +177,8 @@ class CheckBackend final : public Backend {
     });
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
-                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
-                   Bn bn) override {
+                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale, Bn bn,
+                   const Tensor* sums) override {
     Call c(*this, "bn_backward");
     const Tensor r2 = dresidual ? c.out("dresidual", *dresidual) : Tensor();
     const Tensor dx2 = c.out("dx", dx), s2 = c.out("dscale", dscale), b2 = c.out("dbias", dbias), dy2 = c.in("dy", dy),
@@ -183,9 +187,9 @@ class CheckBackend final : public Backend {
     const Tensor saved2 = kept != saved_.end() ? kept->second : c.in("saved", saved);
     c.run([&](Backend& b, bool t) {
       if (t)
-        b.bn_backward(dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
+        b.bn_backward(dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn, sums);
       else
-        b.bn_backward(dx2, dresidual ? &r2 : nullptr, s2, b2, dy2, x2, y2, saved2, scale2, bn);
+        b.bn_backward(dx2, dresidual ? &r2 : nullptr, s2, b2, dy2, x2, y2, saved2, scale2, bn, nullptr);
     });
   }
   void matmul(const Tensor& out, const Tensor& a, bool ta, const Tensor& b, bool tb) override {

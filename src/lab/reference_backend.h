@@ -142,14 +142,15 @@ class ReferenceBackend : public Backend {
     vw.store(dw);
   }
 
-  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus) override {
+  bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
+                     const Tensor* plus, const InputBn*) override {
     const Values before = plus ? Values(*plus) : Values(dx.shape());
     conv_backward_weight(dw, dy, x, conv);
     Values vx(dx.shape()), vy(dy), vw(w);
     for_products(vy, vx, vw, conv, [&](int64_t iy, int64_t ix, int64_t iw) { vx[ix] += vy[iy] * vw[iw]; });
     for (size_t i = 0; i < vx.v.size(); ++i) vx.v[i] += before.v[i];
     vx.store(dx);
+    return false;
   }
 
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
@@ -176,8 +177,8 @@ class ReferenceBackend : public Backend {
     var.store(state.var);
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
-                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor&, const Tensor& scale,
-                   Bn bn) override {
+                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor&, const Tensor& scale, Bn bn,
+                   const Tensor*) override {
     Values g(dy), vx(x), vdx(x.shape()), gamma(scale), vscale(scale.shape()), vbias(scale.shape());
     for (int64_t i = 0; bn.relu && i < g.size(); ++i)
       if (!(Values::load(y, i) > 0)) g[i] = 0;

@@ -12,15 +12,23 @@ Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
   Tensor moments = p.tape && p.train ? p.pool.empty({2, w.shape[0]}, DType::f64) : Tensor();
   if (!p.be.conv_forward(y, x, w.compute, conv, moments ? &moments : nullptr)) moments = {};
   if (!p.tape) return y;
-  y = p.tape->track(y, {"conv2d", &w}, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, conv](const Tensor& dy) {
-    if (!Tape::wants(x))  // the first layer: nobody asks for the gradient of an image
-      return tape->add_grad(w, [&](const Tensor& dw) { be.conv_backward_weight(dw, dy, x, conv); });
-    const Tensor so_far = tape->take_grad(x);  // of a residual's other branch
-    Tensor dx = so_far ? so_far : pool.empty(x.shape(), x.dtype());
-    tape->add_grad(
-        w, [&](const Tensor& dw) { be.conv_backward(dx, dw, dy, x, w.compute, conv, so_far ? &so_far : nullptr); });
-    tape->add_grad(x, std::move(dx));
-  });
+  const std::shared_ptr<InputBn> norm =
+      p.norm.var == x.var && p.tape->is_newest(x) ? std::exchange(p.norm.value, {}) : nullptr;
+  y = p.tape->track(
+      y, {"conv2d", &w}, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, conv, norm](const Tensor& dy) {
+        if (!Tape::wants(x))  // the first layer: nobody asks for the gradient of an image
+          return tape->add_grad(w, [&](const Tensor& dw) { be.conv_backward_weight(dw, dy, x, conv); });
+        const Tensor so_far = tape->take_grad(x);  // of a residual's other branch
+        Tensor dx = so_far ? so_far : pool.empty(x.shape(), x.dtype());
+        InputBn* const input = norm && !tape->grad(x) ? norm.get() : nullptr;  // not if more is added to dx behind it
+        if (input) input->sums = pool.empty({2, x.dim(3)}, DType::f64);
+        bool summed = false;
+        tape->add_grad(w, [&](const Tensor& dw) {
+          summed = be.conv_backward(dx, dw, dy, x, w.compute, conv, so_far ? &so_far : nullptr, input);
+        });
+        if (input && !summed) input->sums = {};
+        tape->add_grad(x, std::move(dx));
+      });
   p.moments = {y.var, std::move(moments)};
   return y;
 }

@@ -52,11 +52,13 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
   const Tensor r = residual ? *residual : Tensor();
   // y is kept for the ReLU's mask only; without a ReLU its memory may go.
   const Tensor mask = bn.relu ? y : Tensor();
-  return p.tape->track(
+  const auto as_input = bn.relu ? std::make_shared<InputBn>(InputBn{x, saved, {}}) : nullptr;
+  y = p.tape->track(
       y, {"batch_norm", &scale},
-      [&be = p.be, &pool = p.pool, tape = p.tape, x, mask, r, saved, &scale, &bias, bn](const Tensor& dy) {
-        const bool wants_residual = r && Tape::wants(r), masked = wants_residual && bn.relu;
-        // What nobody else holds may be overwritten. Without a ReLU the residual's gradient is dy itself.
+      [&be = p.be, &pool = p.pool, tape = p.tape, x, mask, r, saved, &scale, &bias, bn, as_input](const Tensor& dy) {
+        const Tensor sums = as_input ? std::exchange(as_input->sums, {}) : Tensor();
+        const bool wants_residual = r && Tape::wants(r), masked = wants_residual && bn.relu && !sums;
+        // What nobody else holds may be overwritten. Not masked here, the residual's gradient is dy itself.
         const auto in_place_of_dy = [&](bool wanted) {
           return wanted && dy.sole_owner() ? dy : pool.empty(x.shape(), x.dtype());
         };
@@ -64,7 +66,8 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
         Tensor dx = in_place_of_dy(!wants_residual);
         tape->add_grad(scale, [&](const Tensor& dscale) {
           tape->add_grad(bias, [&](const Tensor& dbias) {
-            be.bn_backward(dx, dr ? &dr : nullptr, dscale, dbias, dy, x, mask, saved, scale.master, bn);
+            be.bn_backward(dx, dr ? &dr : nullptr, dscale, dbias, dy, x, mask, saved, scale.master, bn,
+                           sums ? &sums : nullptr);
           });
         });
         if (dr)
@@ -73,6 +76,8 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
           tape->add_grad(r, dy);
         tape->add_grad(x, std::move(dx));
       });
+  p.norm = {y.var, as_input};
+  return y;
 }
 
 Tensor group_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, int groups, float eps) {

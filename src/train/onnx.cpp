@@ -175,12 +175,12 @@ class Recorder final : public Backend {
   std::unique_ptr<Replay> capture(std::function<void()>) override { refuse("a captured step"); }
   void conv_backward_data(const Tensor&, const Tensor&, const Tensor&, Conv) override { refuse("a gradient"); }
   void conv_backward_weight(const Tensor&, const Tensor&, const Tensor&, Conv) override { refuse("a gradient"); }
-  void conv_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, Conv,
-                     const Tensor*) override {
+  bool conv_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, Conv, const Tensor*,
+                     const InputBn*) override {
     refuse("a gradient");
   }
   void bn_backward(const Tensor&, const Tensor*, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                   const Tensor&, const Tensor&, const Tensor&, Bn) override {
+                   const Tensor&, const Tensor&, const Tensor&, Bn, const Tensor*) override {
     refuse("a gradient");
   }
   void unary_grad(const Unary&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) override {

@@ -61,11 +61,14 @@ class Profiler final : public Backend {
         "conv_backward_weight", {&dw, &dy, &x}, [&] { inner_->conv_backward_weight(dw, dy, x, conv); }, dw.raw(),
         flops(dy, dw), note_of(dw.shape(), conv));
   }
-  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus) override {
+  bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
+                     const Tensor* plus, const InputBn* input) override {
+    bool summed = false;
     note(
-        "conv_backward", {&dx, &dw, &dy, &x, &w, plus}, [&] { inner_->conv_backward(dx, dw, dy, x, w, conv, plus); },
-        w.raw(), 2 * flops(dy, w), note_of(w.shape(), conv));
+        "conv_backward", {&dx, &dw, &dy, &x, &w, plus, input ? &input->x : nullptr},
+        [&] { summed = inner_->conv_backward(dx, dw, dy, x, w, conv, plus, input); }, w.raw(), 2 * flops(dy, w),
+        note_of(w.shape(), conv));
+    return summed;
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor* moments) override {
@@ -74,11 +77,11 @@ class Profiler final : public Backend {
         state.scale.raw());
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
-                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
-                   Bn bn) override {
+                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale, Bn bn,
+                   const Tensor* sums) override {
     note(
-        "bn_backward", {&dx, dresidual, &dy, &x, bn.relu ? &y : nullptr},
-        [&] { inner_->bn_backward(dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn); }, scale.raw());
+        "bn_backward", {&dx, dresidual, &dy, &x, bn.relu && !sums ? &y : nullptr},
+        [&] { inner_->bn_backward(dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn, sums); }, scale.raw());
   }
   void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) override {
     note(

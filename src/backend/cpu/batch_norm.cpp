@@ -111,28 +111,31 @@ void batch_norm_forward(ThreadPool& pool, Simd simd, const Tensor& y, const Tens
 
 void batch_norm_backward(ThreadPool& pool, Simd simd, const Tensor& dx, const Tensor* dresidual, const Tensor& dscale,
                          const Tensor& dbias, const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved,
-                         const Tensor& scale, Bn bn) {
+                         const Tensor& scale, Bn bn, const Tensor* known) {
   const BnKernels& kernels = kernels_for(x.dtype(), simd);
   const Chunks c(x);
   const int64_t C = c.channels;
   const float *mean = saved.data<float>(), *inv_std = mean + C, *forward_a = mean + 2 * C, *forward_b = mean + 3 * C;
   // The sign of a x + b is that of y, which then need not be read. (With NaN in a, y is NaN too: no mask either way.)
-  const BnMask mask = !bn.relu ? BnMask::none : std::isnan(forward_a[0]) ? BnMask::from_y : BnMask::from_x;
+  const BnMask mask = !bn.relu || known ? BnMask::none : std::isnan(forward_a[0]) ? BnMask::from_y : BnMask::from_x;
   const Tensor* of_mask = mask == BnMask::from_y ? &y : nullptr;
 
-  std::vector<double> sums(size_t(c.count * C * 2), 0.0);  // of g, and of g (x - mean)
-  pool.run(c.count, [&](int64_t chunk, int) {
-    kernels.grad_sums(sums.data() + chunk * C * 2, c.at(chunk, dresidual), c.at(chunk, dy), c.at(chunk, x),
-                      c.at(chunk, of_mask), mask, mean, forward_a, forward_b, c.rows_of(chunk), C);
-  });
+  std::vector<double> of_chunks(known ? 0 : size_t(c.count * C * 2), 0.0);  // of g, and of g (x - mean)
+  if (!known)
+    pool.run(c.count, [&](int64_t chunk, int) {
+      kernels.grad_sums(of_chunks.data() + chunk * C * 2, c.at(chunk, dresidual), c.at(chunk, dy), c.at(chunk, x),
+                        c.at(chunk, of_mask), mask, mean, forward_a, forward_b, c.rows_of(chunk), C);
+    });
+  const double* const sums = known ? known->data<double>() : of_chunks.data();
+  const int64_t parts = known ? 1 : c.count;
 
   // dx = a (g - mean(g) - xhat mean(g xhat)), a = scale / std  (Ioffe and Szegedy 2015), written as a g + k x' + l.
   std::vector<float> a(static_cast<size_t>(C)), k(static_cast<size_t>(C)), l(static_cast<size_t>(C));
   for (int64_t ch = 0; ch < C; ++ch) {
     double s = 0, q = 0;
-    for (int64_t chunk = 0; chunk < c.count; ++chunk) {
-      s += sums[size_t((chunk * 2) * C + ch)];
-      q += sums[size_t((chunk * 2 + 1) * C + ch)];
+    for (int64_t part = 0; part < parts; ++part) {
+      s += sums[part * 2 * C + ch];
+      q += sums[(part * 2 + 1) * C + ch];
     }
     const double inv = double(inv_std[ch]), factor = double(scale.data<float>()[ch]) * inv, n = double(c.rows);
     dbias.data<float>()[ch] = float(s);

@@ -21,6 +21,37 @@ struct Pieces {
   }
 };
 
+// The sums that are asked for in an InputBn: each piece of the tiles has its own, which are added up in order.
+class InputSums {
+ public:
+  // y: the batch norm's result. memory: of floats(...). input: null if nothing is asked for.
+  InputSums(const InputBn* input, const Tensor& y, int64_t pieces, float* memory)
+      : input_(input), y_(y.raw()), channels_(y.dim(3)), pieces_(pieces), sums_(reinterpret_cast<double*>(memory)) {}
+  static int64_t floats(const Tensor& y, int64_t pieces) { return pieces * 2 * y.dim(3) * 2; }
+
+  // call(what the kernel gets for this piece)
+  template <class Call>
+  void of_piece(int64_t piece, const Call& call) const {
+    if (!input_) return call(nullptr);
+    double* const own = sums_ + piece * 2 * channels_;
+    std::fill_n(own, 2 * channels_, 0.0);
+    const Conv3x3InputBn of_kernel{input_->x.raw(), y_, input_->saved.data<float>(), own, own + channels_};
+    call(&of_kernel);
+  }
+  void add_up() const {
+    if (!input_) return;
+    double* const all = input_->sums.data<double>();
+    std::fill_n(all, 2 * channels_, 0.0);
+    for (int64_t i = 0; i < pieces_ * 2 * channels_; ++i) all[i % (2 * channels_)] += sums_[i];
+  }
+
+ private:
+  const InputBn* input_;
+  const void* y_;
+  int64_t channels_, pieces_;
+  double* sums_;
+};
+
 // Enough to keep many threads evenly busy. Each piece of a weight gradient costs a sum of its own, hence fewer of them.
 constexpr int64_t kPieces = 64, kWeightPieces = 16;
 
@@ -61,7 +92,7 @@ float* Conv3x3::scratch(const Conv3x3Kernels& kernels, int thread, const Conv3x3
   return scratch_[size_t(thread)].at_least(kernels.scratch_size(s));
 }
 
-void Conv3x3::convolve(const Conv3x3Kernels& kernels, void* y, const void* x, const void* plus, const Conv3x3Shape& s,
+void Conv3x3::convolve(const Conv3x3Kernels& kernels, const Tensor& y, const Tensor& x, const Conv3x3Shape& s,
                        double* moments) {
   const Pieces pieces(kernels.tiles(s), kernels.block, kPieces);
   const int64_t k = s.k;
@@ -71,11 +102,13 @@ void Conv3x3::convolve(const Conv3x3Kernels& kernels, void* y, const void* x, co
   pool_.run(pieces.count, [&](int64_t piece, int thread) {
     const int64_t first = piece * pieces.size, end = std::min(pieces.tiles, first + pieces.size);
     if (!moments)
-      return kernels.convolve(y, x, plus, filters_.data.get(), s, first, end, scratch(kernels, thread, s), nullptr);
+      return kernels.convolve(y.raw(), x.raw(), nullptr, filters_.data.get(), s, first, end,
+                              scratch(kernels, thread, s), nullptr, nullptr);
     double* const own = sums + piece * stride;
     std::fill_n(own, 1 + 2 * k, 0.0);
     Conv3x3Sums of_piece{reinterpret_cast<float*>(own + 1 + 2 * k), own + 1, own + 1 + k, 0};
-    kernels.convolve(y, x, nullptr, filters_.data.get(), s, first, end, scratch(kernels, thread, s), &of_piece);
+    kernels.convolve(y.raw(), x.raw(), nullptr, filters_.data.get(), s, first, end, scratch(kernels, thread, s),
+                     &of_piece, nullptr);
     own[0] = of_piece.pixels;
   });
   for (int64_t channel = 0; moments && channel < k; ++channel) {
@@ -94,7 +127,7 @@ void Conv3x3::forward(const Tensor& y, const Tensor& x, const Tensor& w, double*
   const Conv3x3Kernels& kernels = kernels_for(x.dtype());
   const Conv3x3Shape s = shape_of(x, w);
   pack_filters(kernels, w, false);
-  convolve(kernels, y.raw(), x.raw(), nullptr, s, moments);
+  convolve(kernels, y, x, s, moments);
 }
 
 void Conv3x3::pack_filters(const Conv3x3Kernels& kernels, const Tensor& w, bool turned) {
@@ -105,17 +138,28 @@ void Conv3x3::pack_filters(const Conv3x3Kernels& kernels, const Tensor& w, bool 
             [&](int64_t pair, int) { pack(packed, w.raw(), c, k, pair / groups_k, pair % groups_k); });
 }
 
-void Conv3x3::backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w) { data(dx, dy, w, nullptr); }
-
-void Conv3x3::data(const Tensor& dx, const Tensor& dy, const Tensor& w, const Tensor* plus) {
-  const Conv3x3Kernels& kernels = kernels_for(dy.dtype());
-  const Conv3x3Shape s = shape_of(dy, w);
-  pack_filters(kernels, w, true);
-  convolve(kernels, dx.raw(), dy.raw(), plus ? plus->raw() : nullptr, {s.n, s.h, s.w, s.k, s.c}, nullptr);
+void Conv3x3::backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w) {
+  data(kernels_for(dy.dtype()), dx, dy, w, nullptr, dx, nullptr);
 }
 
-// Calls work(sum, first, end, scratch) for pieces of the tiles, each of which gives a sum dw [k,3,3,c] of its own, and
-// adds them up.
+void Conv3x3::data(const Conv3x3Kernels& kernels, const Tensor& dx, const Tensor& dy, const Tensor& w,
+                   const Tensor* plus, const Tensor& x, const InputBn* input) {
+  const Conv3x3Shape s{dx.dim(0), dx.dim(1), dx.dim(2), dy.dim(3), dx.dim(3)};
+  const Pieces pieces(kernels.tiles(s), kernels.block, kPieces);
+  const InputSums sums(input, x, pieces.count, sums_.at_least(InputSums::floats(x, pieces.count)));
+  pack_filters(kernels, w, true);
+  pool_.run(pieces.count, [&](int64_t piece, int thread) {
+    const int64_t first = piece * pieces.size, end = std::min(pieces.tiles, first + pieces.size);
+    sums.of_piece(piece, [&](const Conv3x3InputBn* of_piece) {
+      kernels.convolve(dx.raw(), dy.raw(), plus ? plus->raw() : nullptr, filters_.data.get(), s, first, end,
+                       scratch(kernels, thread, s), nullptr, of_piece);
+    });
+  });
+  sums.add_up();
+}
+
+// Calls work(piece, sum, first, end, scratch) for pieces of the tiles, each of which gives a sum dw [k,3,3,c] of its
+// own, and adds them up.
 template <class Work>
 void Conv3x3::for_weight_pieces(const Conv3x3Kernels& kernels, float* dw, const Conv3x3Shape& s, const Work& work) {
   const Pieces pieces(kernels.tiles(s), kernels.block, kWeightPieces);
@@ -127,7 +171,7 @@ void Conv3x3::for_weight_pieces(const Conv3x3Kernels& kernels, float* dw, const 
   const auto sum_of = [&](int64_t piece) { return piece == 0 ? dw : partial + (piece - 1) * count; };
   pool_.run(pieces.count, [&](int64_t piece, int thread) {
     const int64_t first = piece * pieces.size, end = std::min(pieces.tiles, first + pieces.size);
-    work(sum_of(piece), first, end, scratch(kernels, thread, s));
+    work(piece, sum_of(piece), first, end, scratch(kernels, thread, s));
   });
 
   // A fixed tree of pairs over the pieces; elements are shared out by the row of a filter, 3 c of them.
@@ -145,24 +189,33 @@ void Conv3x3::for_weight_pieces(const Conv3x3Kernels& kernels, float* dw, const 
 void Conv3x3::backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x) {
   const Conv3x3Kernels& kernels = kernels_for(dy.dtype());
   const Conv3x3Shape s = shape_of(x, dw);
-  for_weight_pieces(kernels, dw.data<float>(), s, [&](float* sum, int64_t first, int64_t end, float* memory) {
+  for_weight_pieces(kernels, dw.data<float>(), s, [&](int64_t, float* sum, int64_t first, int64_t end, float* memory) {
     kernels.weight_gradient(sum, dy.raw(), x.raw(), s, first, end, memory);
   });
 }
 
-void Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
-                       const Tensor* plus) {
+bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
+                       const Tensor* plus, const InputBn* input) {
   const Conv3x3Kernels& kernels = kernels_for(dy.dtype());
   const Conv3x3Shape s = shape_of(x, w);
+  if (!kernels.sums_gradients) input = nullptr;
   if (s.c * s.k > kernels.pairs_at_once) {
     backward_weight(dw, dy, x);
-    return data(dx, dy, w, plus);
+    data(kernels, dx, dy, w, plus, x, input);
+    return input != nullptr;
   }
+  const int64_t pieces = Pieces(kernels.tiles(s), kernels.block, kWeightPieces).count;
+  const InputSums sums(input, x, pieces, sums_.at_least(InputSums::floats(x, pieces)));
   pack_filters(kernels, w, true);
-  for_weight_pieces(kernels, dw.data<float>(), s, [&](float* sum, int64_t first, int64_t end, float* memory) {
-    kernels.backward(dx.raw(), sum, dy.raw(), x.raw(), plus ? plus->raw() : nullptr, filters_.data.get(), s, first, end,
-                     memory);
-  });
+  const auto work = [&](int64_t piece, float* sum, int64_t first, int64_t end, float* memory) {
+    sums.of_piece(piece, [&](const Conv3x3InputBn* of_piece) {
+      kernels.backward(dx.raw(), sum, dy.raw(), x.raw(), plus ? plus->raw() : nullptr, filters_.data.get(), s, first,
+                       end, memory, of_piece);
+    });
+  };
+  for_weight_pieces(kernels, dw.data<float>(), s, work);
+  sums.add_up();
+  return input != nullptr;
 }
 
 }  // namespace linnet

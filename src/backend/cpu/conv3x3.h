@@ -28,9 +28,9 @@ class Conv3x3 {
   void forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments = nullptr);
   void backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w);
   void backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x);
-  // dx = its gradient + plus (may be null, may be dx)
-  void backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
-                const Tensor* plus = nullptr);
+  // dx = its gradient + plus (may be null, may be dx). input and the result: as Backend::conv_backward has them.
+  bool backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
+                const Tensor* plus = nullptr, const InputBn* input = nullptr);
 
  private:
   // Memory that only grows: in the steady state nothing is allocated. Aligned to 64 bytes.
@@ -42,8 +42,9 @@ class Conv3x3 {
 
   const Conv3x3Kernels& kernels_for(DType) const;
   void pack_filters(const Conv3x3Kernels&, const Tensor& w, bool turned);
-  void data(const Tensor& dx, const Tensor& dy, const Tensor& w, const Tensor* plus);
-  void convolve(const Conv3x3Kernels&, void* y, const void* x, const void* plus, const Conv3x3Shape&, double* moments);
+  void convolve(const Conv3x3Kernels&, const Tensor& y, const Tensor& x, const Conv3x3Shape&, double* moments);
+  void data(const Conv3x3Kernels&, const Tensor& dx, const Tensor& dy, const Tensor& w, const Tensor* plus,
+            const Tensor& x, const InputBn* input);
   template <class Work>
   void for_weight_pieces(const Conv3x3Kernels&, float* dw, const Conv3x3Shape&, const Work&);
   float* scratch(const Conv3x3Kernels&, int thread, const Conv3x3Shape&);

@@ -20,11 +20,20 @@ struct Conv3x3Sums {
   double pixels;  // how many were added
 };
 
+// What made a convolution's input: a batch norm with a ReLU, whose backward pass begins with sums over the gradient of
+// that input behind the ReLU, g. x and y are like the input, the rest is [channels].
+struct Conv3x3InputBn {
+  const void *x, *y;       // before and behind it; the ReLU lets pass where y > 0
+  const float* mean;       // of x
+  double *sum, *products;  // added to: g, and g (x - mean)
+};
+
 // One way to convolve. Each function runs on the calling thread and touches only what its arguments name. Memory named
 // scratch, filters or sums is aligned to 64 bytes; activations and weights, float or bf16, need no alignment.
 struct Conv3x3Kernels {
   int64_t block;          // tiles worked on at a time; a piece of work is best a multiple of it
   int64_t pairs_at_once;  // up to so many pairs of channels, backward is faster than the gradients one by one
+  bool sums_gradients;    // whether Conv3x3InputBn may be asked for
 
   // Output and input are cut into tiles of pixels, numbered through all images: how many.
   int64_t (*tiles)(const Conv3x3Shape&);
@@ -38,16 +47,18 @@ struct Conv3x3Kernels {
   void (*turned_filters)(float* filters, const void* w, int64_t c, int64_t k, int64_t group_c, int64_t group_k);
 
   // y [n,h,w,k] = x [n,h,w,c] * filters (+ plus, unless null; it may be y), for the output tiles first..end-1. sums,
-  // unless null, get those of y without plus.
+  // unless null, get those of y without plus. input, unless null (then sums are): y is the gradient of what that batch
+  // norm made; it goes behind the ReLU's mask.
   void (*convolve)(void* y, const void* x, const void* plus, const float* filters, const Conv3x3Shape&, int64_t first,
-                   int64_t end, float* scratch, Conv3x3Sums* sums);
+                   int64_t end, float* scratch, Conv3x3Sums* sums, const Conv3x3InputBn* input);
 
   // dw [k,3,3,c] = what the tiles first..end-1 of x [n,h,w,c] add to the weight gradient, given all of dy [n,h,w,k].
   void (*weight_gradient)(float* dw, const void* dy, const void* x, const Conv3x3Shape&, int64_t first, int64_t end,
                           float* scratch);
-  // That, and those tiles of dx [n,h,w,c] = dy * turned filters (+ plus).
+  // That, and those tiles of dx [n,h,w,c] = dy * turned filters (+ plus), which go behind the mask of `input`, unless
+  // it is null.
   void (*backward)(void* dx, float* dw, const void* dy, const void* x, const void* plus, const float* turned_filters,
-                   const Conv3x3Shape&, int64_t first, int64_t end, float* scratch);
+                   const Conv3x3Shape&, int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input);
 };
 
 extern const Conv3x3Kernels winograd_f32_avx2, winograd_bf16_avx2, winograd_f32_avx512, winograd_bf16_avx512;

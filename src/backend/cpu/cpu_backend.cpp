@@ -116,19 +116,21 @@ class CpuBackend final : public SharedBackend<CpuExec> {
     else
       convolutions_.backward_weight(dw, dy, x, conv);
   }
-  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus) override {
+  bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
+                     const Tensor* plus, const InputBn* input) override {
     if (x.dtype() == DType::fp16) {
       const Tensor wide_dx = plus ? widened(0, *plus) : room(0, dx);
-      conv_backward(wide_dx, dw, widened(1, dy), widened(2, x), widened(3, w), conv, plus ? &wide_dx : nullptr);
-      return cast(dx, wide_dx);
+      conv_backward(wide_dx, dw, widened(1, dy), widened(2, x), widened(3, w), conv, plus ? &wide_dx : nullptr,
+                    nullptr);
+      cast(dx, wide_dx);
+      return false;
     }
-    if (takes_own(w.shape(), conv)) return conv3x3_.backward(dx, dw, dy, x, w, plus);
+    if (takes_own(w.shape(), conv)) return conv3x3_.backward(dx, dw, dy, x, w, plus, input);
     convolutions_.backward_weight(dw, dy, x, conv);
-    if (!plus) return convolutions_.backward_data(dx, dy, w, conv);
-    const Tensor own = extra_.like(*this, dx);
+    const Tensor own = plus ? extra_.like(*this, dx) : dx;
     convolutions_.backward_data(own, dy, w, conv);
-    add(dx, *plus, own);
+    if (plus) add(dx, *plus, own);
+    return false;
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor* moments) override {
@@ -137,11 +139,11 @@ class CpuBackend final : public SharedBackend<CpuExec> {
     batch_norm_forward(pool_, simd_, y, saved, x, residual, state, bn, train, moments);
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
-                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
-                   Bn bn) override {
+                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale, Bn bn,
+                   const Tensor* sums) override {
     if (x.dtype() == DType::fp16)
       return bn_backward_with<fp16>(exec_, bn_scratch(x), dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
-    batch_norm_backward(pool_, simd_, dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
+    batch_norm_backward(pool_, simd_, dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn, sums);
   }
   void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) override {
     if (a.dtype() == DType::fp16) {

@@ -179,35 +179,85 @@ void read_tiles(float* block, const T* in, const Conv3x3Shape& s, int64_t channe
   }
 }
 
-// The sums of a block of tiles, on the way to Conv3x3Sums: [channels] each.
-struct BlockSums {
-  float *shift, *sum, *squares;
-  bool fresh;  // the shift is not known yet
+// What is done with outputs on their way to memory. Each of these three is asked for the state of a vector of channels,
+// which then passes every pixel of a tile; sums over a block of tiles are float, [channels] each.
+
+// Nothing, or v + plus.
+template <class T, bool kPlus>
+struct Written {
+  const T* plus;
+  struct State {};
+  State begin(int64_t) const { return {}; }
+  V pass(State&, int64_t at, V v) const { return kPlus ? v + load(plus + at) : v; }
+  void end(int64_t, State) const {}
+  void next_tile() {}
 };
 
-// The outputs of a block (+ plus, unless null) to the tiles first..end-1 of `out` [n,h,w,channels], and their sums.
-template <class T, bool kSums, bool kPlus>
-void write_tiles(T* out, const T* plus, const float* block, const Conv3x3Shape& s, int64_t channels, int64_t first,
-                 int64_t end, BlockSums sums) {
+// For batch normalisation: on the way to Conv3x3Sums.
+struct WithMoments {
+  float *shift, *sum, *squares;
+  bool fresh;  // the shift is not known yet
+  struct State {
+    V shift, sum, squares;
+    bool fresh;
+  };
+  State begin(int64_t c) const { return {fresh ? V{} : load(shift + c), load(sum + c), load(squares + c), fresh}; }
+  V pass(State& s, int64_t, V v) const {
+    if (s.fresh) s.shift = v;
+    s.fresh = false;
+    const V d = v - s.shift;
+    s.sum += d;
+    s.squares += d * d;
+    return v;
+  }
+  void end(int64_t c, const State& s) const {
+    if (fresh) store(shift + c, s.shift);
+    store(sum + c, s.sum);
+    store(squares + c, s.squares);
+  }
+  void next_tile() { fresh = false; }
+};
+
+// For its gradient: v (+ plus) behind the ReLU's mask, on the way to Conv3x3InputBn.
+template <class T, bool kPlus>
+struct BehindRelu {
+  const T *plus, *x, *y;
+  const float* mean;
+  float *sum, *products;
+  struct State {
+    V mean, sum, products;
+  };
+  State begin(int64_t c) const { return {load(mean + c), load(sum + c), load(products + c)}; }
+  V pass(State& s, int64_t at, V v) const {
+    if (kPlus) v += load(plus + at);
+    v = load(y + at) > V{} ? v : V{};
+    s.sum += v;
+    s.products += v * (load(x + at) - s.mean);
+    return v;
+  }
+  void end(int64_t c, const State& s) const {
+    store(sum + c, s.sum);
+    store(products + c, s.products);
+  }
+  void next_tile() {}
+};
+
+// The outputs of a block to the tiles first..end-1 of `out` [n,h,w,channels].
+template <class T, class Tail>
+void write_tiles(T* out, const float* block, const Conv3x3Shape& s, int64_t channels, int64_t first, int64_t end,
+                 Tail tail) {
   const int64_t row = s.w * channels;
   Patch<4> patch(s, first);
-  for (int64_t t = first; t < end; ++t, patch.next(s)) {
+  for (int64_t t = first; t < end; ++t, patch.next(s), tail.next_tile()) {
     const int64_t origin = patch.offset(s, channels);
-    const bool fresh = kSums && sums.fresh && t == first, whole = patch.whole(s);
+    const bool whole = patch.whole(s);
     for (int64_t c = 0; c < channels; c += kLanes) {
       const float* from = block + c / kGroup * kPlane + (t - first) * kTile + c % kGroup;
-      V shift{}, sum{}, squares{};
-      if (kSums && !fresh) shift = load(sums.shift + c);
-      if (kSums) sum = load(sums.sum + c), squares = load(sums.squares + c);
+      auto state = tail.begin(c);
       const auto at = [&](int i, int j) { return load(from + (i * 6 + j) * kGroup); };
       const auto put = [&](int i, int j, V v) __attribute__((always_inline)) {
         const int64_t at = origin + i * row + j * channels + c;
-        store(out + at, kPlus ? v + load(plus + at) : v);
-        if (!kSums) return;
-        if (i == 0 && j == 0 && fresh) shift = v;
-        const V d = v - shift;
-        sum += d;
-        squares += d * d;
+        store(out + at, tail.pass(state, at, v));
       };
       if (whole)  // all tiles, where h and w are multiples of 4
         transform<6, 4, output_line>(at, put);
@@ -215,12 +265,35 @@ void write_tiles(T* out, const T* plus, const float* block, const Conv3x3Shape& 
         transform<6, 4, output_line>(at, [&](int i, int j, V v) {
           if (patch.inside(s, i, j)) put(i, j, v);
         });
-      if (!kSums) continue;
-      store(sums.sum + c, sum);
-      store(sums.squares + c, squares);
-      if (fresh) store(sums.shift + c, shift);
+      tail.end(c, state);
     }
   }
+}
+
+// Adds a block's float sums to the piece's double ones.
+void take_sums(double* total, float* of_block, int64_t channels) {
+  for (int64_t c = 0; c < channels; ++c) {
+    total[c] += double(of_block[c]);
+    of_block[c] = 0;
+  }
+}
+
+// A block of a gradient (+ plus, unless null) to memory, behind the mask of `input`, unless that is null. sums
+// [2,channels] is scratch.
+template <class T>
+void write_gradient(T* dx, const T* plus, const float* block, const Conv3x3Shape& s, int64_t channels, int64_t first,
+                    int64_t end, const Conv3x3InputBn* input, float* sums) {
+  const auto write = [&](auto tail) { write_tiles(dx, block, s, channels, first, end, tail); };
+  if (!input) return plus ? write(Written<T, true>{plus}) : write(Written<T, false>{plus});
+  const T *x = static_cast<const T*>(input->x), *y = static_cast<const T*>(input->y);
+  float* const products = sums + channels;
+  __builtin_memset(sums, 0, sizeof(float) * uint64_t(2 * channels));
+  if (plus)
+    write(BehindRelu<T, true>{plus, x, y, input->mean, sums, products});
+  else
+    write(BehindRelu<T, false>{plus, x, y, input->mean, sums, products});
+  take_sums(input->sum, sums, channels);
+  take_sums(input->products, products, channels);
 }
 
 // ---- The matrix products ----
@@ -366,23 +439,14 @@ void turned_filters(float* u, const void* w_, int64_t c, int64_t k, int64_t grou
     }
 }
 
-// Adds a block's float sums to the piece's double ones.
-void take_sums(Conv3x3Sums& total, const BlockSums& block, int64_t channels) {
-  for (int64_t c = 0; c < channels; ++c) {
-    total.sum[c] += double(block.sum[c]);
-    total.squares[c] += double(block.squares[c]);
-    block.sum[c] = block.squares[c] = 0;
-  }
-}
-
 template <class T>
 void convolve(void* y_, const void* x_, const void* plus_, const float* u, const Conv3x3Shape& s, int64_t first,
-              int64_t end, float* scratch, Conv3x3Sums* sums) {
+              int64_t end, float* scratch, Conv3x3Sums* sums, const Conv3x3InputBn* input) {
   T* y = static_cast<T*>(y_);
   const T *x = static_cast<const T*>(x_), *plus = static_cast<const T*>(plus_);
   float *v = scratch, *m = v + s.c / kGroup * kPlane, *rest = m + s.k / kGroup * kPlane;
-  BlockSums of_block{rest, rest + s.k, rest + 2 * s.k, true};
-  if (sums) __builtin_memset(of_block.sum, 0, sizeof(float) * uint64_t(2 * s.k));
+  WithMoments moments{rest + 2 * s.k, rest, rest + s.k, true};
+  if (sums) __builtin_memset(rest, 0, sizeof(float) * uint64_t(2 * s.k));
   for (int64_t t = first; t < end; t += kBlock) {
     const int64_t stop = t + kBlock < end ? t + kBlock : end;
     read_tiles<6, data_line>(v, x, s, s.c, t, stop);
@@ -390,17 +454,20 @@ void convolve(void* y_, const void* x_, const void* plus_, const float* u, const
       multiply_block(m + p * kGroup, v + p * kGroup, u + p * s.c * s.k, stop - t, s.c, s.k);
       prefetch<true>(y, s.k, t, stop - t, p);
       prefetch<false>(x, s.c, stop, kBlock, p);
+      if (input) prefetch<false>(static_cast<const T*>(input->x), s.k, t, stop - t, p);
+      if (input) prefetch<false>(static_cast<const T*>(input->y), s.k, t, stop - t, p);
     }
     if (!sums) {
-      (plus ? write_tiles<T, false, true> : write_tiles<T, false, false>)(y, plus, m, s, s.k, t, stop, of_block);
+      write_gradient(y, plus, m, s, s.k, t, stop, input, rest);
       continue;
     }
-    write_tiles<T, true, false>(y, nullptr, m, s, s.k, t, stop, of_block);
-    of_block.fresh = false;
-    take_sums(*sums, of_block, s.k);
+    write_tiles(y, m, s, s.k, t, stop, moments);
+    moments.fresh = false;
+    take_sums(sums->sum, moments.sum, s.k);
+    take_sums(sums->squares, moments.squares, s.k);
   }
   if (!sums) return;
-  __builtin_memcpy(sums->shift, of_block.shift, sizeof(float) * uint64_t(s.k));
+  __builtin_memcpy(sums->shift, moments.shift, sizeof(float) * uint64_t(s.k));
   Patch<4> patch(s, first);
   for (int64_t t = first; t < end; ++t, patch.next(s))
     sums->pixels +=
@@ -421,9 +488,9 @@ void write_weights(float* dw, const float* sums, const Conv3x3Shape& s) {
 // Both gradients, or that of the weights alone: they share the transform of dy.
 template <class T, bool kData>
 void backward_as(T* dx, float* dw, const T* dy, const T* x, const T* plus, const float* turned, const Conv3x3Shape& s,
-                 int64_t first, int64_t end, float* scratch) {
+                 int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input) {
   float *vx = scratch, *vy = vx + s.c / kGroup * kPlane, *m = vy + s.k / kGroup * kPlane,
-        *sums = m + s.c / kGroup * kPlane;
+        *sums = m + s.c / kGroup * kPlane, *rest = sums + kPositions * s.c * s.k;
   __builtin_memset(sums, 0, sizeof(float) * uint64_t(kPositions * s.c * s.k));
   for (int64_t t = first; t < end; t += kBlock) {
     const int64_t stop = t + kBlock < end ? t + kBlock : end;
@@ -433,11 +500,11 @@ void backward_as(T* dx, float* dw, const T* dy, const T* x, const T* plus, const
       if (kData) multiply_block(m + p * kGroup, vy + p * kGroup, turned + p * s.c * s.k, stop - t, s.k, s.c);
       accumulate_block(sums + p * s.c * s.k, vy + p * kGroup, vx + p * kGroup, stop - t, s.c, s.k);
       if (kData) prefetch<true>(dx, s.c, t, stop - t, p);
+      if (kData && input) prefetch<false>(static_cast<const T*>(input->x), s.c, t, stop - t, p);
       prefetch<false>(x, s.c, stop, kBlock, p);
       prefetch<false>(dy, s.k, stop, kBlock, p);
     }
-    if (kData)
-      (plus ? write_tiles<T, false, true> : write_tiles<T, false, false>)(dx, plus, m, s, s.c, t, stop, BlockSums{});
+    if (kData) write_gradient(dx, plus, m, s, s.c, t, stop, input, rest);
   }
   write_weights(dw, sums, s);
 }
@@ -446,18 +513,19 @@ template <class T>
 void weight_gradient(float* dw, const void* dy, const void* x, const Conv3x3Shape& s, int64_t first, int64_t end,
                      float* scratch) {
   backward_as<T, false>(nullptr, dw, static_cast<const T*>(dy), static_cast<const T*>(x), nullptr, nullptr, s, first,
-                        end, scratch);
+                        end, scratch, nullptr);
 }
 template <class T>
 void backward(void* dx, float* dw, const void* dy, const void* x, const void* plus, const float* turned,
-              const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch) {
+              const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input) {
   backward_as<T, true>(static_cast<T*>(dx), dw, static_cast<const T*>(dy), static_cast<const T*>(x),
-                       static_cast<const T*>(plus), turned, s, first, end, scratch);
+                       static_cast<const T*>(plus), turned, s, first, end, scratch, input);
 }
 
 template <class T>
-constexpr Conv3x3Kernels kWinograd = {kBlock,     kPairsAtOnce,      tiles,       filters_size,       scratch_size,
-                                      filters<T>, turned_filters<T>, convolve<T>, weight_gradient<T>, backward<T>};
+constexpr Conv3x3Kernels kWinograd = {kBlock,       kPairsAtOnce,       true,       tiles,
+                                      filters_size, scratch_size,       filters<T>, turned_filters<T>,
+                                      convolve<T>,  weight_gradient<T>, backward<T>};
 
 }  // namespace
 

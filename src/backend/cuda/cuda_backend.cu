@@ -54,13 +54,13 @@ class CudaBackend final : public SharedBackend<CudaExec> {
     convolutions_.backward_weight(rounded, dy, x, conv);
     cast(dw, rounded);
   }
-  void conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus) override {
+  bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
+                     const Tensor* plus, const InputBn*) override {
     conv_backward_weight(dw, dy, x, conv);
-    if (!plus) return convolutions_.backward_data(dx, dy, w, conv);
-    const Tensor own = extra_.like(*this, dx);
+    const Tensor own = plus ? extra_.like(*this, dx) : dx;
     convolutions_.backward_data(own, dy, w, conv);
-    add(dx, *plus, own);
+    if (plus) add(dx, *plus, own);
+    return false;
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor*) override {
@@ -68,8 +68,8 @@ class CudaBackend final : public SharedBackend<CudaExec> {
             [&]<class T>(T) { bn_forward_with<T>(exec_, bn_scratch(x), y, saved, x, residual, state, bn, train); });
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
-                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
-                   Bn bn) override {
+                   const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale, Bn bn,
+                   const Tensor*) override {
     by_type(x.dtype(), [&]<class T>(T) {
       bn_backward_with<T>(exec_, bn_scratch(x), dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
     });
