@@ -74,7 +74,7 @@ void bn(benchmark::State& state, int64_t channels, int64_t size, bool forward) {
          [&] { backend().bn_forward(y, saved, x, &r, bn_state, bn, true, nullptr); });
   else
     time(state, 0, 8.0 * double(x.bytes()),
-         [&] { backend().bn_backward(dx, &dr, a, b, r, x, y, saved, bn_state.scale, bn, nullptr); });
+         [&] { backend().bn_backward(dx, &dr, a, b, r, x, y, saved, bn_state.scale, bn, nullptr, nullptr); });
 }
 
 void add(benchmark::State& state) {

@@ -58,8 +58,8 @@ struct WrongAdd : ReferenceBackend {
 };
 struct NanInGradient : ReferenceBackend {
   bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus, const InputBn* input) override {
-    const bool summed = ReferenceBackend::conv_backward(dx, dw, dy, x, w, conv, plus, input);
+                     const Tensor* plus, const InputBn* input, const OutputBn* output) override {
+    const bool summed = ReferenceBackend::conv_backward(dx, dw, dy, x, w, conv, plus, input, output);
     if (conv.stride == 2) dw.data<float>()[7] = std::numeric_limits<float>::quiet_NaN();
     return summed;
   }

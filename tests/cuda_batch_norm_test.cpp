@@ -64,7 +64,8 @@ Results with_reference(const Shape& shape, DType dtype, bool relu, bool residual
   const Sample s(be, shape, dtype, offset);
   const Bn bn{.relu = relu};
   be.bn_forward(s.y, s.saved, s.x, residual ? &s.residual : nullptr, s.state(), bn, train, nullptr);
-  if (train) be.bn_backward(s.dx, &s.dresidual, s.dscale, s.dbias, s.dy, s.x, s.y, s.saved, s.scale, bn, nullptr);
+  if (train)
+    be.bn_backward(s.dx, &s.dresidual, s.dscale, s.dbias, s.dy, s.x, s.y, s.saved, s.scale, bn, nullptr, nullptr);
   return s.results(be, train);
 }
 

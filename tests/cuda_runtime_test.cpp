@@ -112,7 +112,7 @@ TEST_P(RuntimeTest, ReplayOfALayerIsTheLayer) {
     const auto layer = [&] {
       be().conv_forward(y, x, w, {1, 1}, nullptr);
       be().bn_forward(z, saved, y, nullptr, state, bn, true, nullptr);
-      be().bn_backward(dy, nullptr, dscale, dbias, dz, y, z, saved, scale, bn, nullptr);
+      be().bn_backward(dy, nullptr, dscale, dbias, dz, y, z, saved, scale, bn, nullptr, nullptr);
       be().conv_backward_data(dx, dy, w, {1, 1});
       be().conv_backward_weight(dw, dy, x, {1, 1});
     };

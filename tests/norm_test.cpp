@@ -118,6 +118,60 @@ const std::vector<std::pair<const char*, Tensor (*)(Pass&, const Tensor&, Param&
      }},
 };
 
+// And the convolution before it may take the last step of the batch norm's gradient upon itself (OutputBn), but only
+// where nothing else is added to that.
+OpCase conv_bn_conv_case(const char* name, const Shape& x, Tensor (*f)(Pass&, const Operands&)) {
+  const int64_t c = x[-1];
+  OpCase chain = bn_case(x, true, false);
+  chain.name = fmt::format("{} of {}", name, x);
+  chain.params.insert(chain.params.end(), 2, {c, 3, 3, c});
+  chain.f = f;
+  return chain;
+}
+Tensor bn_relu(Pass& p, const Operands& o, const Tensor& x, const Tensor* residual = nullptr) {
+  return batch_norm(p, x, *o.w[0], *o.w[1], *o.state[0], *o.state[1], {.relu = true}, residual);
+}
+const std::vector<std::pair<const char*, Tensor (*)(Pass&, const Operands&)>> kChains = {
+    {"conv(bn(conv(x)))",
+     [](Pass& p, const Operands& o) {
+       return conv2d(p, bn_relu(p, o, conv2d(p, relu(p, o.x[0]), *o.w[2], {1, 1})), *o.w[3], {1, 1});
+     }},
+    {"h = bn(conv(x) + x), conv(h) + h",
+     [](Pass& p, const Operands& o) {
+       const Tensor x = relu(p, o.x[0]), h = bn_relu(p, o, conv2d(p, x, *o.w[2], {1, 1}), &x);
+       const Tensor z = conv2d(p, h, *o.w[3], {1, 1});
+       return add(p, z, relu(p, h));
+     }},
+    {"z = conv(x), conv(bn(z)) + z",
+     [](Pass& p, const Operands& o) {
+       const Tensor z = conv2d(p, relu(p, o.x[0]), *o.w[2], {1, 1});
+       return add(p, conv2d(p, bn_relu(p, o, z), *o.w[3], {1, 1}), z);
+     }},
+    {"z = conv(x), a = tanh(z), conv(bn(z)) + a",
+     [](Pass& p, const Operands& o) {
+       const Tensor z = conv2d(p, relu(p, o.x[0]), *o.w[2], {1, 1}), a = unary(p, z, Tanh{});
+       return add(p, conv2d(p, bn_relu(p, o, z), *o.w[3], {1, 1}), a);
+     }},
+    {"z = conv(x), conv(relu(bn(z) + z))",
+     [](Pass& p, const Operands& o) {
+       const Tensor z = conv2d(p, relu(p, o.x[0]), *o.w[2], {1, 1});
+       return conv2d(p, bn_relu(p, o, z, &z), *o.w[3], {1, 1});
+     }},
+};
+
+TEST_P(NormTest, BatchNormBetweenConvolutions) {
+  for (const auto& [name, f] : kChains)
+    for (const Shape& x : {Shape{3, 6, 5, 16}, {17, 8, 8, 32}, {2, 5, 9, 64}}) {
+      OpCase chain = conv_bn_conv_case(name, x, f);
+      chain.tolerance = 5 * kFloatTolerance;  // three sums after each other, with a ReLU's kinks between
+      check_against_reference(chain, be());
+    }
+}
+
+TEST_P(NormTest, BatchNormBetweenConvolutionsCentralDifferences) {
+  for (const auto& [name, f] : kChains) check_gradients(conv_bn_conv_case(name, {2, 3, 2, 16}, f), be());
+}
+
 TEST_P(NormTest, BatchNormBehindAConvolution) {
   for (const auto& [name, f] : kUsesOfBn)
     for (bool residual : {false, true})
@@ -135,6 +189,7 @@ TEST(Norm, SameBitsForAnyNumberOfThreads) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     for (const Shape& x : {Shape{33, 9, 9, 32}, {33, 8, 8, 64}})
       check_same_bits(bn_conv_case("conv(y)", x, true, kUsesOfBn[0].second), dtype);
+    check_same_bits(conv_bn_conv_case("chain", {33, 9, 9, 32}, kChains[1].second), dtype);
     check_same_bits(bn_case({33, 9, 9, 24}, true, true), dtype);
     check_same_bits(bn_case({64, 16, 16, 7}, false, false), dtype);
     check_same_bits(gn_case({17, 9, 9, 24}, 8), dtype);

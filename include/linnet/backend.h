@@ -40,6 +40,12 @@ struct InputBn {
   Tensor x, saved;  // what bn_forward read and kept
   Tensor sums;      // [2, channels] f64: of g, and of g (x - mean)
 };
+// A batch norm whose input is the result y of a convolution. Its backward pass ends with a sum of three terms, which
+// conv_backward can add up as it reads them: the gradient of y is a g + b y + c, per channel.
+struct OutputBn {
+  Tensor y;
+  Tensor factors;  // [3, channels] f32: a, b, c
+};
 
 using Unary = std::variant<Relu, LeakyRelu, Sigmoid, Tanh, Silu, Gelu>;
 
@@ -147,9 +153,12 @@ class Backend {
   virtual void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv) = 0;
   // Both at once, for they read the same dy. plus (may be null, may be dx) is added to dx: a gradient that x has
   // already. input (may be null) is for the batch norm that made x: whoever has each pixel of dx at hand puts it behind
-  // the ReLU's mask, writes input->sums and returns true; others return false.
+  // the ReLU's mask, writes input->sums and returns true; others return false. output (null, unless
+  // takes_output_bn): dy is its g.
   virtual bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
-                             Conv, const Tensor* plus, const InputBn* input) = 0;
+                             Conv, const Tensor* plus, const InputBn* input, const OutputBn* output) = 0;
+  // Whether conv_backward may be given an OutputBn for this x and w [k,r,s,c].
+  virtual bool takes_output_bn(const Tensor& /*x*/, const Shape& /*w*/, Conv) const { return false; }
   // Over all but the last extent. train: batch statistics, running ones updated (unbiased variance), `saved` [4,
   // channels] f32 gets mean and 1/sqrt(var + eps) for backward; its other two rows are for what the backend likes to
   // keep. moments (may be null) are those of x, from conv_forward. Otherwise: running statistics, `saved` may be empty.
@@ -157,10 +166,11 @@ class Backend {
                           Bn, bool train, const Tensor* moments) = 0;
   // dresidual (may be null) gets dy behind the ReLU's mask, which is taken from y (or from x, of which y was made). One
   // of dx and dresidual may be dy: in place. Train mode's gradients. sums (may be null) are InputBn's, from
-  // conv_backward: dy is behind the mask already, and dresidual is null.
+  // conv_backward: dy is behind the mask already, and dresidual is null. factors (may be null; only with sums) are
+  // OutputBn's: they are written, and dx, which is left to conv_backward, is not.
   virtual void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                            const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
-                           Bn, const Tensor* sums) = 0;
+                           Bn, const Tensor* sums, const Tensor* factors) = 0;
   // c [m,n] = op(a) op(b), row-major; ta/tb: the matrix is stored transposed. a and b are f32 or 16-bit alike, and so
   // is c, or c is f32 where they are 16-bit.
   virtual void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) = 0;

@@ -86,11 +86,12 @@ struct Pass {
   bool train = false;    // batch statistics and dropout
   Tensor step = {};      // StepMemory on the device; needed by dropout only
   uint32_t batch = 0;    // which of the step's batches this is: each has dropout masks of its own
-  // What the last convolution knows of its result: Tensor::var, and conv_forward's moments. For a batch norm that
-  // follows.
+  // What the last convolution knows of its result: Tensor::var, conv_forward's moments, and what its backward pass
+  // would do for the batch norm that follows (null: nothing).
   struct {
     int64_t var = -1;
     Tensor value;
+    std::shared_ptr<OutputBn> norm;
   } moments = {};
   // And the other way round: the last batch norm with a ReLU, for the backward pass of a convolution that follows.
   struct {

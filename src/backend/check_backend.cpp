@@ -141,19 +141,22 @@ class CheckBackend final : public Backend {
     c.run([&](Backend& b, bool t) { b.conv_backward_weight(t ? dw : dw2, t ? dy : dy2, t ? x : x2, conv); });
   }
   bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus, const InputBn* input) override {
+                     const Tensor* plus, const InputBn* input, const OutputBn* output) override {
     Call c(*this, "conv_backward");
     const Tensor plus2 = plus ? c.in("plus", *plus) : Tensor();
-    const Tensor dx2 = c.out("dx", dx), dw2 = c.out("dw", dw), dy2 = c.in("dy", dy), x2 = c.in("x", x),
-                 w2 = c.in("w", w);
+    const Tensor dx2 = c.out("dx", dx), dw2 = c.out("dw", dw), dy2 = output ? added_up(dy, *output) : c.in("dy", dy),
+                 x2 = c.in("x", x), w2 = c.in("w", w);
     bool summed = false;
     c.run([&](Backend& b, bool t) {
       if (!t)  // it takes the sums itself: the batch norm shows these
-        b.conv_backward(dx2, dw2, dy2, x2, w2, conv, plus ? &plus2 : nullptr, nullptr);
-      else if ((summed = b.conv_backward(dx, dw, dy, x, w, conv, plus, input)))
+        b.conv_backward(dx2, dw2, dy2, x2, w2, conv, plus ? &plus2 : nullptr, nullptr, nullptr);
+      else if ((summed = b.conv_backward(dx, dw, dy, x, w, conv, plus, input, output)))
         trusted_->unary_grad(Relu{}, dx2, dx2, x2, x2);
     });
     return summed;
+  }
+  bool takes_output_bn(const Tensor& x, const Shape& w, Conv conv) const override {
+    return tested_->takes_output_bn(x, w, conv);
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor* moments) override {
@@ -178,19 +181,22 @@ class CheckBackend final : public Backend {
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                    const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale, Bn bn,
-                   const Tensor* sums) override {
+                   const Tensor* sums, const Tensor* factors) override {
     Call c(*this, "bn_backward");
     const Tensor r2 = dresidual ? c.out("dresidual", *dresidual) : Tensor();
-    const Tensor dx2 = c.out("dx", dx), s2 = c.out("dscale", dscale), b2 = c.out("dbias", dbias), dy2 = c.in("dy", dy),
-                 x2 = c.in("x", x), y2 = c.in("y", y), scale2 = c.in("scale", scale);
+    const Tensor dx2 = factors ? twin(x) : c.out("dx", dx), s2 = c.out("dscale", dscale), b2 = c.out("dbias", dbias),
+                 dy2 = c.in("dy", dy), x2 = c.in("x", x), y2 = c.in("y", y), scale2 = c.in("scale", scale);
     const auto kept = saved_.find(saved.raw());
     const Tensor saved2 = kept != saved_.end() ? kept->second : c.in("saved", saved);
     c.run([&](Backend& b, bool t) {
       if (t)
-        b.bn_backward(dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn, sums);
+        b.bn_backward(dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn, sums, factors);
       else
-        b.bn_backward(dx2, dresidual ? &r2 : nullptr, s2, b2, dy2, x2, y2, saved2, scale2, bn, nullptr);
+        b.bn_backward(dx2, dresidual ? &r2 : nullptr, s2, b2, dy2, x2, y2, saved2, scale2, bn, nullptr, nullptr);
     });
+    if (factors)
+      c.compare("dx", values_of(*trusted_, added_up(dy, {x, *factors})), values_of(*trusted_, dx2),
+                tolerance_of(x.dtype(), false));
   }
   void matmul(const Tensor& out, const Tensor& a, bool ta, const Tensor& b, bool tb) override {
     Call c(*this, "matmul");
@@ -389,6 +395,24 @@ class CheckBackend final : public Backend {
     const Tensor copy(trusted_->allocate(t.bytes()), t.shape(), t.dtype());
     trusted_->upload(copy, bytes.data());
     return copy;
+  }
+
+  // The gradient that `bn` stands for, in the trusted backend's memory.
+  Tensor added_up(const Tensor& g, const OutputBn& bn) {
+    const std::vector<double> vg = values_of(*tested_, g), vy = values_of(*tested_, bn.y),
+                              f = values_of(*tested_, bn.factors);
+    const size_t channels = f.size() / 3;
+    std::vector<float> sum(vg.size());
+    for (size_t i = 0; i < sum.size(); ++i) {
+      const double *a = &f[i % channels], *b = a + channels, *c = b + channels;
+      sum[i] = float(*a * vg[i] + *b * vy[i] + *c);
+    }
+    const Tensor wide(trusted_->allocate(sum.size() * sizeof(float)), g.shape(), DType::f32);
+    trusted_->upload(wide, sum.data());
+    if (g.dtype() == DType::f32) return wide;
+    const Tensor rounded(trusted_->allocate(g.bytes()), g.shape(), g.dtype());
+    trusted_->cast(rounded, wide);
+    return rounded;
   }
 
   // One call: its operands' twins, then the call on both, then the comparison of what it has written.

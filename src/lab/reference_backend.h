@@ -143,7 +143,7 @@ class ReferenceBackend : public Backend {
   }
 
   bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus, const InputBn*) override {
+                     const Tensor* plus, const InputBn*, const OutputBn*) override {
     const Values before = plus ? Values(*plus) : Values(dx.shape());
     conv_backward_weight(dw, dy, x, conv);
     Values vx(dx.shape()), vy(dy), vw(w);
@@ -178,7 +178,7 @@ class ReferenceBackend : public Backend {
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                    const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor&, const Tensor& scale, Bn bn,
-                   const Tensor*) override {
+                   const Tensor*, const Tensor*) override {
     Values g(dy), vx(x), vdx(x.shape()), gamma(scale), vscale(scale.shape()), vbias(scale.shape());
     for (int64_t i = 0; bn.relu && i < g.size(); ++i)
       if (!(Values::load(y, i) > 0)) g[i] = 0;

@@ -14,8 +14,10 @@ Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
   if (!p.tape) return y;
   const std::shared_ptr<InputBn> norm =
       p.norm.var == x.var && p.tape->is_newest(x) ? std::exchange(p.norm.value, {}) : nullptr;
+  const auto output =
+      p.train && p.be.takes_output_bn(x, w.shape, conv) && Tape::wants(x) ? std::make_shared<OutputBn>() : nullptr;
   y = p.tape->track(
-      y, {"conv2d", &w}, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, conv, norm](const Tensor& dy) {
+      y, {"conv2d", &w}, [&be = p.be, &pool = p.pool, tape = p.tape, x, &w, conv, norm, output](const Tensor& dy) {
         if (!Tape::wants(x))  // the first layer: nobody asks for the gradient of an image
           return tape->add_grad(w, [&](const Tensor& dw) { be.conv_backward_weight(dw, dy, x, conv); });
         const Tensor so_far = tape->take_grad(x);  // of a residual's other branch
@@ -24,12 +26,13 @@ Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
         if (input) input->sums = pool.empty({2, x.dim(3)}, DType::f64);
         bool summed = false;
         tape->add_grad(w, [&](const Tensor& dw) {
-          summed = be.conv_backward(dx, dw, dy, x, w.compute, conv, so_far ? &so_far : nullptr, input);
+          summed = be.conv_backward(dx, dw, dy, x, w.compute, conv, so_far ? &so_far : nullptr, input,
+                                    output && output->factors ? output.get() : nullptr);
         });
         if (input && !summed) input->sums = {};
         tape->add_grad(x, std::move(dx));
       });
-  p.moments = {y.var, std::move(moments)};
+  p.moments = {y.var, std::move(moments), output};
   return y;
 }
 

@@ -53,29 +53,34 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
   // y is kept for the ReLU's mask only; without a ReLU its memory may go.
   const Tensor mask = bn.relu ? y : Tensor();
   const auto as_input = bn.relu ? std::make_shared<InputBn>(InputBn{x, saved, {}}) : nullptr;
-  y = p.tape->track(
-      y, {"batch_norm", &scale},
-      [&be = p.be, &pool = p.pool, tape = p.tape, x, mask, r, saved, &scale, &bias, bn, as_input](const Tensor& dy) {
-        const Tensor sums = as_input ? std::exchange(as_input->sums, {}) : Tensor();
-        const bool wants_residual = r && Tape::wants(r), masked = wants_residual && bn.relu && !sums;
-        // What nobody else holds may be overwritten. Not masked here, the residual's gradient is dy itself.
-        const auto in_place_of_dy = [&](bool wanted) {
-          return wanted && dy.sole_owner() ? dy : pool.empty(x.shape(), x.dtype());
-        };
-        Tensor dr = masked ? in_place_of_dy(true) : Tensor();
-        Tensor dx = in_place_of_dy(!wants_residual);
-        tape->add_grad(scale, [&](const Tensor& dscale) {
-          tape->add_grad(bias, [&](const Tensor& dbias) {
-            be.bn_backward(dx, dr ? &dr : nullptr, dscale, dbias, dy, x, mask, saved, scale.master, bn,
-                           sums ? &sums : nullptr);
-          });
-        });
-        if (dr)
-          tape->add_grad(r, std::move(dr));
-        else if (wants_residual)
-          tape->add_grad(r, dy);
-        tape->add_grad(x, std::move(dx));
+  const bool first_and_once = p.tape->is_newest(x) && !(residual && residual->var == x.var);  // is x used here
+  const auto as_output = first_and_once && p.moments.var == x.var ? p.moments.norm : nullptr;
+  const auto backward = [&be = p.be, &pool = p.pool, tape = p.tape, x, mask, r, saved, &scale, &bias, bn, as_input,
+                         as_output](const Tensor& dy) {
+    const Tensor sums = as_input ? std::exchange(as_input->sums, {}) : Tensor();
+    const bool wants_residual = r && Tape::wants(r), masked = wants_residual && bn.relu && !sums;
+    // What nobody else holds may be overwritten. Not masked here, the residual's gradient is dy itself.
+    const auto in_place_of_dy = [&](bool wanted) {
+      return wanted && dy.sole_owner() ? dy : pool.empty(x.shape(), x.dtype());
+    };
+    Tensor dr = masked ? in_place_of_dy(true) : Tensor();
+    // If nothing else is added to dx, the convolution that made x computes it from dy, which stands for it until then.
+    const bool left = as_output && sums && !tape->grad(x);
+    if (left) *as_output = {x, pool.empty({3, x.dim(-1)}, DType::f32)};
+    Tensor dx = left ? dy : in_place_of_dy(!wants_residual);
+    tape->add_grad(scale, [&](const Tensor& dscale) {
+      tape->add_grad(bias, [&](const Tensor& dbias) {
+        be.bn_backward(dx, dr ? &dr : nullptr, dscale, dbias, dy, x, mask, saved, scale.master, bn,
+                       sums ? &sums : nullptr, left ? &as_output->factors : nullptr);
       });
+    });
+    if (dr)
+      tape->add_grad(r, std::move(dr));
+    else if (wants_residual)
+      tape->add_grad(r, dy);
+    tape->add_grad(x, std::move(dx));
+  };
+  y = p.tape->track(y, {"batch_norm", &scale}, backward);
   p.norm = {y.var, as_input};
   return y;
 }

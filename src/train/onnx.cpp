@@ -176,11 +176,11 @@ class Recorder final : public Backend {
   void conv_backward_data(const Tensor&, const Tensor&, const Tensor&, Conv) override { refuse("a gradient"); }
   void conv_backward_weight(const Tensor&, const Tensor&, const Tensor&, Conv) override { refuse("a gradient"); }
   bool conv_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, Conv, const Tensor*,
-                     const InputBn*) override {
+                     const InputBn*, const OutputBn*) override {
     refuse("a gradient");
   }
   void bn_backward(const Tensor&, const Tensor*, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                   const Tensor&, const Tensor&, const Tensor&, Bn, const Tensor*) override {
+                   const Tensor&, const Tensor&, const Tensor&, Bn, const Tensor*, const Tensor*) override {
     refuse("a gradient");
   }
   void unary_grad(const Unary&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) override {

@@ -62,13 +62,16 @@ class Profiler final : public Backend {
         flops(dy, dw), note_of(dw.shape(), conv));
   }
   bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus, const InputBn* input) override {
+                     const Tensor* plus, const InputBn* input, const OutputBn* output) override {
     bool summed = false;
     note(
-        "conv_backward", {&dx, &dw, &dy, &x, &w, plus, input ? &input->x : nullptr},
-        [&] { summed = inner_->conv_backward(dx, dw, dy, x, w, conv, plus, input); }, w.raw(), 2 * flops(dy, w),
+        "conv_backward", {&dx, &dw, &dy, &x, &w, plus, input ? &input->x : nullptr, output ? &output->y : nullptr},
+        [&] { summed = inner_->conv_backward(dx, dw, dy, x, w, conv, plus, input, output); }, w.raw(), 2 * flops(dy, w),
         note_of(w.shape(), conv));
     return summed;
+  }
+  bool takes_output_bn(const Tensor& x, const Shape& w, Conv conv) const override {
+    return inner_->takes_output_bn(x, w, conv);
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor* moments) override {
@@ -78,10 +81,12 @@ class Profiler final : public Backend {
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                    const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale, Bn bn,
-                   const Tensor* sums) override {
-    note(
-        "bn_backward", {&dx, dresidual, &dy, &x, bn.relu && !sums ? &y : nullptr},
-        [&] { inner_->bn_backward(dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn, sums); }, scale.raw());
+                   const Tensor* sums, const Tensor* factors) override {
+    const auto call = [&] {
+      inner_->bn_backward(dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn, sums, factors);
+    };
+    if (factors) return note("bn_backward", {factors, sums}, call, scale.raw());  // of dx nothing is computed
+    note("bn_backward", {&dx, dresidual, &dy, &x, bn.relu && !sums ? &y : nullptr}, call, scale.raw());
   }
   void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) override {
     note(

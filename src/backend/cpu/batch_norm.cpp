@@ -111,7 +111,7 @@ void batch_norm_forward(ThreadPool& pool, Simd simd, const Tensor& y, const Tens
 
 void batch_norm_backward(ThreadPool& pool, Simd simd, const Tensor& dx, const Tensor* dresidual, const Tensor& dscale,
                          const Tensor& dbias, const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved,
-                         const Tensor& scale, Bn bn, const Tensor* known) {
+                         const Tensor& scale, Bn bn, const Tensor* known, const Tensor* factors) {
   const BnKernels& kernels = kernels_for(x.dtype(), simd);
   const Chunks c(x);
   const int64_t C = c.channels;
@@ -143,7 +143,13 @@ void batch_norm_backward(ThreadPool& pool, Simd simd, const Tensor& dx, const Te
     a[size_t(ch)] = float(factor);
     k[size_t(ch)] = float(-factor * inv * inv * q / n);
     l[size_t(ch)] = float(-factor * s / n);
+    if (!factors) continue;
+    float* const of_channel = factors->data<float>() + ch;
+    of_channel[0] = a[size_t(ch)];
+    of_channel[C] = k[size_t(ch)];
+    of_channel[2 * C] = float((factor * inv * inv * q * double(mean[ch]) - factor * s) / n);
   }
+  if (factors) return;
   // a is scale / std in both directions. dresidual is masked already.
   const Tensor& g = dresidual ? *dresidual : dy;
   pool.run(c.count, [&](int64_t chunk, int) {

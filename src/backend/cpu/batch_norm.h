@@ -11,6 +11,6 @@ void batch_norm_forward(ThreadPool&, Simd, const Tensor& y, const Tensor& saved,
                         const Tensor* residual, const BnState&, Bn, bool train, const Tensor* moments);
 void batch_norm_backward(ThreadPool&, Simd, const Tensor& dx, const Tensor* dresidual, const Tensor& dscale,
                          const Tensor& dbias, const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved,
-                         const Tensor& scale, Bn, const Tensor* sums);
+                         const Tensor& scale, Bn, const Tensor* sums, const Tensor* factors);
 
 }  // namespace linnet

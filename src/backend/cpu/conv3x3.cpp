@@ -71,6 +71,12 @@ const Conv3x3Kernels& Conv3x3::kernels_for(DType type) const {
   return half ? winograd_bf16_avx2 : winograd_f32_avx2;
 }
 
+// Where the gradients are computed one by one, dy is read twice: to do that with three terms costs more than it saves.
+bool Conv3x3::takes_output_bn(const Shape& w, DType type) const {
+  const Conv3x3Kernels& kernels = kernels_for(type);
+  return kernels.knows_batch_norm && w[0] * w[3] <= kernels.pairs_at_once;
+}
+
 bool Conv3x3::takes(const Shape& w, Conv conv) {
   return w.rank() == 4 && w[1] == 3 && w[2] == 3 && conv.stride == 1 && conv.pad == 1 && w[0] % kChannelGroup == 0 &&
          w[3] % kChannelGroup == 0;
@@ -195,14 +201,19 @@ void Conv3x3::backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& 
 }
 
 bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
-                       const Tensor* plus, const InputBn* input) {
+                       const Tensor* plus, const InputBn* input, const OutputBn* output) {
   const Conv3x3Kernels& kernels = kernels_for(dy.dtype());
   const Conv3x3Shape s = shape_of(x, w);
-  if (!kernels.sums_gradients) input = nullptr;
+  if (!kernels.knows_batch_norm) input = nullptr;
   if (s.c * s.k > kernels.pairs_at_once) {
     backward_weight(dw, dy, x);
     data(kernels, dx, dy, w, plus, x, input);
     return input != nullptr;
+  }
+  Conv3x3OutputBn behind{};
+  if (output) {
+    const float* const factors = output->factors.data<float>();
+    behind = {output->y.raw(), factors, factors + s.k, factors + 2 * s.k};
   }
   const int64_t pieces = Pieces(kernels.tiles(s), kernels.block, kWeightPieces).count;
   const InputSums sums(input, x, pieces, sums_.at_least(InputSums::floats(x, pieces)));
@@ -210,7 +221,7 @@ bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, con
   const auto work = [&](int64_t piece, float* sum, int64_t first, int64_t end, float* memory) {
     sums.of_piece(piece, [&](const Conv3x3InputBn* of_piece) {
       kernels.backward(dx.raw(), sum, dy.raw(), x.raw(), plus ? plus->raw() : nullptr, filters_.data.get(), s, first,
-                       end, memory, of_piece);
+                       end, memory, of_piece, output ? &behind : nullptr);
     });
   };
   for_weight_pieces(kernels, dw.data<float>(), s, work);

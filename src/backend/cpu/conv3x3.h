@@ -28,9 +28,11 @@ class Conv3x3 {
   void forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments = nullptr);
   void backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w);
   void backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x);
-  // dx = its gradient + plus (may be null, may be dx). input and the result: as Backend::conv_backward has them.
+  // dx = its gradient + plus (may be null, may be dx). input, output and the result: as Backend::conv_backward has
+  // them.
   bool backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
-                const Tensor* plus = nullptr, const InputBn* input = nullptr);
+                const Tensor* plus = nullptr, const InputBn* input = nullptr, const OutputBn* output = nullptr);
+  bool takes_output_bn(const Shape& w, DType) const;
 
  private:
   // Memory that only grows: in the steady state nothing is allocated. Aligned to 64 bytes.

@@ -28,12 +28,19 @@ struct Conv3x3InputBn {
   double *sum, *products;  // added to: g, and g (x - mean)
 };
 
+// What follows a convolution: a batch norm, behind which dy stands for the gradient a dy + b y + c, y being the
+// convolution's result.
+struct Conv3x3OutputBn {
+  const void* y;
+  const float *a, *b, *c;  // [channels]
+};
+
 // One way to convolve. Each function runs on the calling thread and touches only what its arguments name. Memory named
 // scratch, filters or sums is aligned to 64 bytes; activations and weights, float or bf16, need no alignment.
 struct Conv3x3Kernels {
   int64_t block;          // tiles worked on at a time; a piece of work is best a multiple of it
   int64_t pairs_at_once;  // up to so many pairs of channels, backward is faster than the gradients one by one
-  bool sums_gradients;    // whether Conv3x3InputBn may be asked for
+  bool knows_batch_norm;  // whether Conv3x3InputBn and Conv3x3OutputBn may be given
 
   // Output and input are cut into tiles of pixels, numbered through all images: how many.
   int64_t (*tiles)(const Conv3x3Shape&);
@@ -56,9 +63,10 @@ struct Conv3x3Kernels {
   void (*weight_gradient)(float* dw, const void* dy, const void* x, const Conv3x3Shape&, int64_t first, int64_t end,
                           float* scratch);
   // That, and those tiles of dx [n,h,w,c] = dy * turned filters (+ plus), which go behind the mask of `input`, unless
-  // it is null.
+  // it is null. dy stands for what `output`, unless it is null, makes of it.
   void (*backward)(void* dx, float* dw, const void* dy, const void* x, const void* plus, const float* turned_filters,
-                   const Conv3x3Shape&, int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input);
+                   const Conv3x3Shape&, int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input,
+                   const Conv3x3OutputBn* output);
 };
 
 extern const Conv3x3Kernels winograd_f32_avx2, winograd_bf16_avx2, winograd_f32_avx512, winograd_bf16_avx512;

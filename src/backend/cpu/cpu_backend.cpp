@@ -117,20 +117,23 @@ class CpuBackend final : public SharedBackend<CpuExec> {
       convolutions_.backward_weight(dw, dy, x, conv);
   }
   bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus, const InputBn* input) override {
+                     const Tensor* plus, const InputBn* input, const OutputBn* output) override {
     if (x.dtype() == DType::fp16) {
       const Tensor wide_dx = plus ? widened(0, *plus) : room(0, dx);
-      conv_backward(wide_dx, dw, widened(1, dy), widened(2, x), widened(3, w), conv, plus ? &wide_dx : nullptr,
+      conv_backward(wide_dx, dw, widened(1, dy), widened(2, x), widened(3, w), conv, plus ? &wide_dx : nullptr, nullptr,
                     nullptr);
       cast(dx, wide_dx);
       return false;
     }
-    if (takes_own(w.shape(), conv)) return conv3x3_.backward(dx, dw, dy, x, w, plus, input);
+    if (takes_own(w.shape(), conv)) return conv3x3_.backward(dx, dw, dy, x, w, plus, input, output);
     convolutions_.backward_weight(dw, dy, x, conv);
     const Tensor own = plus ? extra_.like(*this, dx) : dx;
     convolutions_.backward_data(own, dy, w, conv);
     if (plus) add(dx, *plus, own);
     return false;
+  }
+  bool takes_output_bn(const Tensor& x, const Shape& w, Conv conv) const override {
+    return x.dtype() != DType::fp16 && takes_own(w, conv) && conv3x3_.takes_output_bn(w, x.dtype());
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor* moments) override {
@@ -140,10 +143,10 @@ class CpuBackend final : public SharedBackend<CpuExec> {
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                    const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale, Bn bn,
-                   const Tensor* sums) override {
+                   const Tensor* sums, const Tensor* factors) override {
     if (x.dtype() == DType::fp16)
       return bn_backward_with<fp16>(exec_, bn_scratch(x), dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
-    batch_norm_backward(pool_, simd_, dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn, sums);
+    batch_norm_backward(pool_, simd_, dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn, sums, factors);
   }
   void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) override {
     if (a.dtype() == DType::fp16) {

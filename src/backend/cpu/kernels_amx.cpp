@@ -475,7 +475,8 @@ void weight_gradient(float* dw, const void* dy, const void* x, const Conv3x3Shap
                      end, scratch);
 }
 void backward(void* dx, float* dw, const void* dy, const void* x, const void* plus, const float* turned_filters,
-              const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch, const Conv3x3InputBn*) {
+              const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch, const Conv3x3InputBn*,
+              const Conv3x3OutputBn*) {
   backward_as<true>(static_cast<Half*>(dx), dw, static_cast<const Half*>(dy), static_cast<const Half*>(x),
                     static_cast<const Half*>(plus), turned_filters, s, first, end, scratch);
 }
@@ -496,7 +497,7 @@ double multiply_zeros(int64_t rounds) {
 
 extern const PeakKernel peak_amx = {4 * 2 * kRows * kStep * kChannelGroup, multiply_zeros};
 
-// Sums for a batch norm's gradient are not taken: false.
+// Knows nothing of batch norms' gradients: false.
 extern const Conv3x3Kernels direct_bf16_amx = {
     1,       INT64_MAX,      false,    tiles,           filters_size, scratch_size,
     filters, turned_filters, convolve, weight_gradient, backward};

@@ -158,10 +158,30 @@ struct Patch {
   static constexpr int kRim = (Size - 4) / 2;
 };
 
-// Transforms the tiles first..end-1 of `in` [n,h,w,channels] into a block. Pixels outside the image are zero.
+// Where a transform reads its pixels: an array [n,h,w,channels] ...
+template <class T>
+struct Pixels {
+  const T* in;
+  struct State {};
+  State begin(int64_t) const { return {}; }
+  V at(const State&, int64_t i) const { return load(in + i); }
+};
+// ... or the gradient that stands behind a batch norm.
+template <class T>
+struct BehindBn {
+  const T *dy, *y;
+  const float *a, *b, *c;
+  struct State {
+    V a, b, c;
+  };
+  State begin(int64_t channel) const { return {load(a + channel), load(b + channel), load(c + channel)}; }
+  V at(const State& s, int64_t i) const { return s.a * load(dy + i) + (s.b * load(y + i) + s.c); }
+};
+
+// Transforms the tiles first..end-1 of `in` into a block. Pixels outside the image are zero.
 // (Neighbours share two columns of a 6x6 patch; to transform those once was tried: stores are the limit, no gain.)
-template <int Size, void (*line)(const V (&)[Size], V (&)[6]), class T>
-void read_tiles(float* block, const T* in, const Conv3x3Shape& s, int64_t channels, int64_t first, int64_t end) {
+template <int Size, void (*line)(const V (&)[Size], V (&)[6]), class From>
+void read_tiles(float* block, From in, const Conv3x3Shape& s, int64_t channels, int64_t first, int64_t end) {
   const int64_t row = s.w * channels;
   Patch<Size> patch(s, first);
   for (int64_t t = first; t < end; ++t, patch.next(s)) {
@@ -170,13 +190,23 @@ void read_tiles(float* block, const T* in, const Conv3x3Shape& s, int64_t channe
     for (int64_t c = 0; c < channels; c += kLanes) {
       float* to = block + c / kGroup * kPlane + (t - first) * kTile + c % kGroup;
       const auto put = [&](int i, int j, V v) { store(to + (i * 6 + j) * kGroup, v); };
-      const auto pixel = [&](int i, int j) { return load(in + (origin + i * row + j * channels + c)); };
+      const auto state = in.begin(c);
+      const auto pixel = [&](int i, int j) { return in.at(state, origin + i * row + j * channels + c); };
       if (whole)  // most patches of a large image: no tests in the loops
         transform<Size, 6, line>(pixel, put);
       else
         transform<Size, 6, line>([&](int i, int j) { return patch.inside(s, i, j) ? pixel(i, j) : V{}; }, put);
     }
   }
+}
+
+// The patches of a gradient.
+template <class T>
+void read_gradient(float* block, const T* dy, const Conv3x3OutputBn* output, const Conv3x3Shape& s, int64_t channels,
+                   int64_t first, int64_t end) {
+  if (!output) return read_tiles<6, data_line>(block, Pixels<T>{dy}, s, channels, first, end);
+  const BehindBn<T> from{dy, static_cast<const T*>(output->y), output->a, output->b, output->c};
+  read_tiles<6, data_line>(block, from, s, channels, first, end);
 }
 
 // What is done with outputs on their way to memory. Each of these three is asked for the state of a vector of channels,
@@ -449,7 +479,7 @@ void convolve(void* y_, const void* x_, const void* plus_, const float* u, const
   if (sums) __builtin_memset(rest, 0, sizeof(float) * uint64_t(2 * s.k));
   for (int64_t t = first; t < end; t += kBlock) {
     const int64_t stop = t + kBlock < end ? t + kBlock : end;
-    read_tiles<6, data_line>(v, x, s, s.c, t, stop);
+    read_tiles<6, data_line>(v, Pixels<T>{x}, s, s.c, t, stop);
     for (int p = 0; p < kPositions; ++p) {
       multiply_block(m + p * kGroup, v + p * kGroup, u + p * s.c * s.k, stop - t, s.c, s.k);
       prefetch<true>(y, s.k, t, stop - t, p);
@@ -488,14 +518,15 @@ void write_weights(float* dw, const float* sums, const Conv3x3Shape& s) {
 // Both gradients, or that of the weights alone: they share the transform of dy.
 template <class T, bool kData>
 void backward_as(T* dx, float* dw, const T* dy, const T* x, const T* plus, const float* turned, const Conv3x3Shape& s,
-                 int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input) {
+                 int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input,
+                 const Conv3x3OutputBn* output) {
   float *vx = scratch, *vy = vx + s.c / kGroup * kPlane, *m = vy + s.k / kGroup * kPlane,
         *sums = m + s.c / kGroup * kPlane, *rest = sums + kPositions * s.c * s.k;
   __builtin_memset(sums, 0, sizeof(float) * uint64_t(kPositions * s.c * s.k));
   for (int64_t t = first; t < end; t += kBlock) {
     const int64_t stop = t + kBlock < end ? t + kBlock : end;
-    read_tiles<4, tile_line>(vx, x, s, s.c, t, stop);
-    read_tiles<6, data_line>(vy, dy, s, s.k, t, stop);
+    read_tiles<4, tile_line>(vx, Pixels<T>{x}, s, s.c, t, stop);
+    read_gradient(vy, dy, output, s, s.k, t, stop);
     for (int p = 0; p < kPositions; ++p) {
       if (kData) multiply_block(m + p * kGroup, vy + p * kGroup, turned + p * s.c * s.k, stop - t, s.k, s.c);
       accumulate_block(sums + p * s.c * s.k, vy + p * kGroup, vx + p * kGroup, stop - t, s.c, s.k);
@@ -503,6 +534,7 @@ void backward_as(T* dx, float* dw, const T* dy, const T* x, const T* plus, const
       if (kData && input) prefetch<false>(static_cast<const T*>(input->x), s.c, t, stop - t, p);
       prefetch<false>(x, s.c, stop, kBlock, p);
       prefetch<false>(dy, s.k, stop, kBlock, p);
+      if (output) prefetch<false>(static_cast<const T*>(output->y), s.k, stop, kBlock, p);
     }
     if (kData) write_gradient(dx, plus, m, s, s.c, t, stop, input, rest);
   }
@@ -513,13 +545,14 @@ template <class T>
 void weight_gradient(float* dw, const void* dy, const void* x, const Conv3x3Shape& s, int64_t first, int64_t end,
                      float* scratch) {
   backward_as<T, false>(nullptr, dw, static_cast<const T*>(dy), static_cast<const T*>(x), nullptr, nullptr, s, first,
-                        end, scratch, nullptr);
+                        end, scratch, nullptr, nullptr);
 }
 template <class T>
 void backward(void* dx, float* dw, const void* dy, const void* x, const void* plus, const float* turned,
-              const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input) {
+              const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input,
+              const Conv3x3OutputBn* output) {
   backward_as<T, true>(static_cast<T*>(dx), dw, static_cast<const T*>(dy), static_cast<const T*>(x),
-                       static_cast<const T*>(plus), turned, s, first, end, scratch, input);
+                       static_cast<const T*>(plus), turned, s, first, end, scratch, input, output);
 }
 
 template <class T>

@@ -55,7 +55,7 @@ class CudaBackend final : public SharedBackend<CudaExec> {
     cast(dw, rounded);
   }
   bool conv_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w, Conv conv,
-                     const Tensor* plus, const InputBn*) override {
+                     const Tensor* plus, const InputBn*, const OutputBn*) override {
     conv_backward_weight(dw, dy, x, conv);
     const Tensor own = plus ? extra_.like(*this, dx) : dx;
     convolutions_.backward_data(own, dy, w, conv);
@@ -69,7 +69,7 @@ class CudaBackend final : public SharedBackend<CudaExec> {
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                    const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale, Bn bn,
-                   const Tensor*) override {
+                   const Tensor*, const Tensor*) override {
     by_type(x.dtype(), [&]<class T>(T) {
       bn_backward_with<T>(exec_, bn_scratch(x), dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn);
     });
