@@ -1,10 +1,14 @@
 // JSON from files that may be damaged or hostile. nlohmann's own reader keeps the last of two equal keys and turns 2^64
 // into a float; this one refuses both.
 #pragma once
+#include <concepts>
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "linnet/error.h"
 
@@ -35,5 +39,20 @@ class JsonEvents : public Json::json_sax_t {
 // int64, other numbers within double. Error(exit) names `place` (the file) and the keys that lead to what is wrong.
 Json parse_json(std::string_view text, const std::string& place, Exit exit);
 Json read_json(const std::filesystem::path&, Exit exit);
+
+// The whole number that v is, within T. nlohmann's own get<T>() casts whatever number there is: 2.5 becomes 2, and 1e57
+// is undefined. Throws a Json::exception, as that does of a text.
+template <std::integral T>
+T whole(const Json& v) {
+  if (v.is_number_integer() && std::in_range<T>(v.get<int64_t>())) return T(v.get<int64_t>());
+  throw Json::type_error::create(302, "expected a whole number of " + std::to_string(sizeof(T)) + " bytes", &v);
+}
+template <std::integral T>
+std::vector<T> wholes(const Json& array) {
+  if (!array.is_array()) throw Json::type_error::create(302, "expected an array", &array);
+  std::vector<T> all;
+  for (const Json& v : array) all.push_back(whole<T>(v));
+  return all;
+}
 
 }  // namespace linnet

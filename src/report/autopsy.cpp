@@ -66,15 +66,16 @@ BadStep parse_bad_step(std::string_view text, const std::string& origin) {
   BadStep bad;
   try {
     const Json json = parse_json(text, origin, Exit::checkpoint);
-    json.at("step").get_to(bad.step);
-    json.at("epoch").get_to(bad.epoch);
+    bad.step = whole<int64_t>(json.at("step"));
+    bad.epoch = whole<int64_t>(json.at("epoch"));
     bad.loss = loss_of(json.at("loss"));
     json.at("where").get_to(bad.where);
-    json.at("samples").get_to(bad.samples);
+    bad.samples = wholes<int32_t>(json.at("samples"));
     for (const Json& t : json.value("tensors", Json::array()))
-      bad.tensors.push_back({t.at("what"), t.at("largest"), t.at("nonfinite"), t.at("numbers")});
+      bad.tensors.push_back(
+          {t.at("what"), t.at("largest"), whole<int64_t>(t.at("nonfinite")), whole<int64_t>(t.at("numbers"))});
     for (const Json& s : json.value("steps", Json::array()))
-      bad.steps.push_back({.step = s.at("step"),
+      bad.steps.push_back({.step = whole<int64_t>(s.at("step")),
                            .loss = number_of(s.at("loss")),
                            .lr = number_of(s.at("lr")),
                            .grad_norm = float(number_of(s.at("grad_norm")))});

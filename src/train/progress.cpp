@@ -78,7 +78,7 @@ void from_value(const Json& j, float& v) { v = j.is_null() ? std::nanf("") : j.g
 void from_value(const Json& j, std::vector<StepTrace>& trace) {
   if (j.size() % 5 != 0 || j.size() / 5 > kTraceSteps) throw std::runtime_error("not a trace of the last steps");
   for (size_t i = 0; i < j.size(); i += 5) {
-    StepTrace& t = trace.emplace_back(StepTrace{.step = j[i], .bad = j[i + 4]});
+    StepTrace& t = trace.emplace_back(StepTrace{.step = whole<int64_t>(j[i]), .bad = whole<int32_t>(j[i + 4])});
     from_value(j[i + 1], t.loss);
     from_value(j[i + 2], t.lr);
     from_value(j[i + 3], t.grad_norm);

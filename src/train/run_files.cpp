@@ -37,8 +37,8 @@ Predictions parse_predictions(std::string_view text, const std::string& origin) 
   const Json json = parse_json(text, origin, Exit::checkpoint);
   Predictions p;
   try {
-    json.at("label").get_to(p.label);
-    json.at("predicted").get_to(p.predicted);
+    p.label = wholes<int32_t>(json.at("label"));
+    p.predicted = wholes<int32_t>(json.at("predicted"));
     json.at("probability").get_to(p.probability);
   } catch (const Json::exception& e) {
     fail(Exit::checkpoint, "{}: expected predictions that Linnet wrote: {}", origin, escaped(e.what()));

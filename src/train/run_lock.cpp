@@ -47,7 +47,7 @@ std::string this_process() {
 // not written yet.
 std::optional<std::string> holder(const fs::path& path) try {
   const Json json = parse_json(read_file(path, kMaxLockFile, Exit::locked), path.string(), Exit::locked);
-  const auto pid = json.at("pid").get<int64_t>();
+  const auto pid = whole<int64_t>(json.at("pid"));
   const auto where = json.at("host").get<std::string>(), start = json.at("start").get<std::string>();
   const bool here = where == host() && json.at("boot_id").get<std::string>() == boot_id();
   if (here && (pid <= 0 || pid > INT32_MAX || (::kill(pid_t(pid), 0) != 0 && errno == ESRCH))) return {};

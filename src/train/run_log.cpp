@@ -36,8 +36,10 @@ double Row::operator[](std::string_view name) const {
 Row parse_row(std::string_view line, const std::string& place) {
   const Json json = parse_json(line, place, Exit::checkpoint);
   try {
-    Row row{
-        .kind = json.at("kind"), .epoch = json.at("epoch"), .step = json.at("step"), .hash = json.value("hash", "")};
+    Row row{.kind = json.at("kind"),
+            .epoch = whole<int64_t>(json.at("epoch")),
+            .step = whole<int64_t>(json.at("step")),
+            .hash = json.value("hash", "")};
     for (const auto& [name, value] : json.items())
       if (name != "schema" && name != "epoch" && name != "step" && !value.is_string())
         row.values.emplace_back(name, value.is_null() ? std::nan("") : value.get<double>());
