@@ -26,11 +26,10 @@ struct ConvNet : Module {
   Tensor forward(Pass& p, const Tensor& x) override {
     Tensor h = x;
     for (size_t i = 0; i < convs.size(); ++i) {
-      h = convs[i].forward(p, h);
       if (norm == Norm::before_relu)
-        h = norms[i].relu(p, h);
+        h = norms[i].relu(p, convs[i], h);
       else
-        h = relu(p, h);
+        h = relu(p, convs[i].forward(p, h));
       if (norm == Norm::after_relu) h = norms[i].forward(p, h);
       h = max_pool(p, h, {2, 2, 2, 0});
     }

@@ -27,9 +27,9 @@ struct Block : Module {
   }
 
   Tensor forward(Pass& p, const Tensor& x) override {
-    const Tensor h = conv2.forward(p, bn1.relu(p, conv1.forward(p, x)));
-    if (residual == Residual::none) return bn2.relu(p, h);
-    return bn2.add_relu(p, h, identity(p, x));
+    const Tensor h = bn1.relu(p, conv1, x);
+    if (residual == Residual::none) return bn2.relu(p, conv2, h);
+    return bn2.add_relu(p, conv2, h, identity(p, x));
   }
 
   Tensor identity(Pass& p, const Tensor& x) {
@@ -65,7 +65,7 @@ struct ResNet : Module {
   }
 
   Tensor forward(Pass& p, const Tensor& x) override {
-    Tensor h = bn1.relu(p, conv1.forward(p, x));
+    Tensor h = bn1.relu(p, conv1, x);
     for (auto& block : blocks) h = block->forward(p, h);
     return linear->forward(p, dropout->forward(p, global_avg_pool(p, h)));
   }

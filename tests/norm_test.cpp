@@ -185,6 +185,61 @@ TEST_P(NormTest, BatchNormBehindAConvolutionCentralDifferences) {
   for (const auto& [name, f] : kUsesOfBn) check_gradients(bn_conv_case(name, {2, 3, 2, 16}, true, f), be());
 }
 
+// In evaluation a convolution and its batch norm may be one call; in f32 that changes no bit.
+TEST_P(NormTest, ConvBatchNorm) {
+  for (const bool train : {false, true})
+    for (const bool relu : {false, true})
+      for (const bool residual : {false, true})
+        for (const auto& [in, conv] : {std::pair(Shape{3, 6, 5, 16}, Conv{1, 1}),
+                                       {Shape{17, 8, 8, 64}, Conv{1, 1}},
+                                       {Shape{2, 7, 9, 5}, Conv{1, 1}},
+                                       {Shape{2, 8, 8, 16}, Conv{2, 1}}}) {
+          const int64_t c = in[-1], out = c == 16 ? 32 : c, stride = conv.stride;
+          OpCase fused = bn_case({in[0], (in[1] + stride - 1) / stride, (in[2] + stride - 1) / stride, out}, relu,
+                                 residual, train);
+          fused.name = fmt::format("conv + {}", fused.name);
+          fused.inputs.insert(fused.inputs.begin(), in);
+          fused.inputs.pop_back();  // bn_case has its input and the residual
+          fused.params.push_back({out, 3, 3, c});
+          OpCase apart = fused;
+          const Conv geometry = conv;
+          fused.f = [=](Pass& p, const Operands& o) {
+            return conv_batch_norm(p, o.x[0], *o.w[2], geometry, *o.w[0], *o.w[1], *o.state[0], *o.state[1],
+                                   {.relu = relu}, residual ? &o.x[1] : nullptr);
+          };
+          apart.f = [=](Pass& p, const Operands& o) {
+            return batch_norm(p, conv2d(p, o.x[0], *o.w[2], geometry), *o.w[0], *o.w[1], *o.state[0], *o.state[1],
+                              {.relu = relu}, residual ? &o.x[1] : nullptr);
+          };
+          SCOPED_TRACE(fused.name);
+          expect_same_bits(OpRun(fused, be()).run(), OpRun(apart, be()).run());
+          if (train) continue;
+          check_against_reference(fused, be());
+          check_against_reference(fused, be(), DType::bf16);
+        }
+}
+
+TEST_P(NormTest, ConvBatchNormSaysWhatDoesNotFit) {
+  OpCase c = bn_case({2, 4, 4, 16}, true, false, false);
+  c.params.push_back({16, 3, 3, 16});
+  const auto refusal = [&](int weight, int scale) -> std::string {
+    OpCase wrong = c;
+    wrong.params[2] = {16, 3, 3, weight};
+    wrong.params[0] = {scale};
+    wrong.f = [](Pass& p, const Operands& o) {
+      return conv_batch_norm(p, o.x[0], *o.w[2], {1, 1}, *o.w[0], *o.w[1], *o.state[0], *o.state[1], {});
+    };
+    try {
+      OpRun(wrong, be()).run();
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  };
+  EXPECT_TRUE(refusal(8, 16).starts_with("[conv2d] expected NHWC input with 8 channels")) << refusal(8, 16);
+  EXPECT_TRUE(refusal(16, 8).starts_with("[batch_norm] expected a scale")) << refusal(16, 8);
+}
+
 TEST(Norm, SameBitsForAnyNumberOfThreads) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     for (const Shape& x : {Shape{33, 9, 9, 32}, {33, 8, 8, 64}})

@@ -171,6 +171,12 @@ class Backend {
   virtual void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                            const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale,
                            Bn, const Tensor* sums, const Tensor* factors) = 0;
+  // Evaluation in one: y = bn(conv(x)) with running statistics (+ residual, which may be null), then the ReLU if asked
+  // for. Whoever can writes y and returns true.
+  virtual bool conv_bn(const Tensor& /*y*/, const Tensor& /*x*/, const Tensor& /*w*/, Conv, const Tensor* /*residual*/,
+                       const BnState&, Bn) {
+    return false;
+  }
   // c [m,n] = op(a) op(b), row-major; ta/tb: the matrix is stored transposed. a and b are f32 or 16-bit alike, and so
   // is c, or c is f32 where they are 16-bit.
   virtual void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) = 0;

@@ -19,6 +19,7 @@ class Conv2d : public Module {
   Tensor forward(Pass& p, const Tensor& x) override { return conv2d(p, x, weight_, conv_); }
 
  private:
+  friend class BatchNorm2d;
   Param& weight_;
   Conv conv_;
 };
@@ -29,9 +30,15 @@ class BatchNorm2d : public Module {
   Tensor forward(Pass& p, const Tensor& x) override { return run(p, x, nullptr, false); }
   Tensor relu(Pass& p, const Tensor& x) { return run(p, x, nullptr, true); }
   Tensor add_relu(Pass& p, const Tensor& x, const Tensor& residual) { return run(p, x, &residual, true); }
+  // relu(p, conv.forward(p, x)) and add_relu(p, conv.forward(p, x), residual), faster in evaluation.
+  Tensor relu(Pass& p, const Conv2d& conv, const Tensor& x) { return run(p, conv, x, nullptr); }
+  Tensor add_relu(Pass& p, const Conv2d& conv, const Tensor& x, const Tensor& residual) {
+    return run(p, conv, x, &residual);
+  }
 
  private:
   Tensor run(Pass&, const Tensor& x, const Tensor* residual, bool relu);
+  Tensor run(Pass&, const Conv2d&, const Tensor& x, const Tensor* residual);
   Param &scale_, &bias_;
   Buffer &mean_, &var_;
 };

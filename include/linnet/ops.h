@@ -15,6 +15,9 @@ Tensor conv2d(Pass&, const Tensor& x, const Param& w, Conv);
 // statistics.
 Tensor batch_norm(Pass&, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean, const Buffer& var,
                   Bn, const Tensor* residual = nullptr);
+// batch_norm(conv2d(x)); in evaluation in one pass over memory, where the backend can.
+Tensor conv_batch_norm(Pass&, const Tensor& x, const Param& w, Conv, const Param& scale, const Param& bias,
+                       const Buffer& mean, const Buffer& var, Bn, const Tensor* residual = nullptr);
 // torch.nn.GroupNorm over [n,h,w,c] or [n,c]; one group is layer norm over (c,h,w) with a scale and bias per channel.
 Tensor group_norm(Pass&, const Tensor& x, const Param& scale, const Param& bias, int groups, float eps = 1e-5f);
 inline Tensor layer_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, float eps = 1e-5f) {

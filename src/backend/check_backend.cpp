@@ -179,6 +179,20 @@ class CheckBackend final : public Backend {
         b.bn_forward(y2, saved2, x2, residual ? &r2 : nullptr, state2, bn, train, nullptr);
     });
   }
+  bool conv_bn(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv, const Tensor* residual,
+               const BnState& state, Bn bn) override {
+    Call c(*this, "conv_bn");
+    const Tensor r2 = residual ? c.in("residual", *residual) : Tensor();
+    const Tensor y2 = c.in("y", y), x2 = c.in("x", x), w2 = c.in("w", w);
+    const BnState state2{c.in("scale", state.scale), c.in("bias", state.bias), c.in("running mean", state.mean),
+                         c.in("running var", state.var)};
+    if (!tested_->conv_bn(y, x, w, conv, residual, state, bn)) return false;
+    const Tensor between = twin(y);
+    trusted_->conv_forward(between, x2, w2, conv, nullptr);
+    trusted_->bn_forward(y2, Tensor(), between, residual ? &r2 : nullptr, state2, bn, false, nullptr);
+    c.compare("y", values_of(*tested_, y), values_of(*trusted_, y2), tolerance_of(y.dtype(), tf32_));
+    return true;
+  }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                    const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale, Bn bn,
                    const Tensor* sums, const Tensor* factors) override {

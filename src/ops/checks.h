@@ -22,4 +22,7 @@ inline int64_t window_extent(const char* op, int64_t in, int64_t size, int strid
   return (in + 2 * pad - size) / stride + 1;
 }
 
+// The shape of conv2d(x, w), or what is wrong with those (conv.cpp).
+Shape conv2d_shape(const Tensor& x, const Param& w, Conv);
+
 }  // namespace linnet

@@ -2,13 +2,17 @@
 
 namespace linnet {
 
-Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
+Shape conv2d_shape(const Tensor& x, const Param& w, Conv conv) {
   require_nhwc("conv2d", x);
   require(w.shape.rank() == 4, "[conv2d] expected a weight [out,kernel_h,kernel_w,in], got {}", w.shape);
   require(x.dim(3) == w.shape[3], "[conv2d] expected NHWC input with {} channels, got {}", w.shape[3], x.shape());
   const int64_t oh = window_extent("conv2d", x.dim(1), w.shape[1], conv.stride, conv.pad);
   const int64_t ow = window_extent("conv2d", x.dim(2), w.shape[2], conv.stride, conv.pad);
-  Tensor y = p.pool.empty({x.dim(0), oh, ow, w.shape[0]}, x.dtype());
+  return {x.dim(0), oh, ow, w.shape[0]};
+}
+
+Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
+  Tensor y = p.pool.empty(conv2d_shape(x, w, conv), x.dtype());
   Tensor moments = p.tape && p.train ? p.pool.empty({2, w.shape[0]}, DType::f64) : Tensor();
   if (!p.be.conv_forward(y, x, w.compute, conv, moments ? &moments : nullptr)) moments = {};
   if (!p.tape) return y;

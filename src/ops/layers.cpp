@@ -17,6 +17,10 @@ Tensor BatchNorm2d::run(Pass& p, const Tensor& x, const Tensor* residual, bool r
   return batch_norm(p, x, scale_, bias_, mean_, var_, {.relu = relu}, residual);
 }
 
+Tensor BatchNorm2d::run(Pass& p, const Conv2d& conv, const Tensor& x, const Tensor* residual) {
+  return conv_batch_norm(p, x, conv.weight_, conv.conv_, scale_, bias_, mean_, var_, {.relu = true}, residual);
+}
+
 GroupNorm::GroupNorm(const Scope& s, int groups, int64_t channels)
     : scale_(s.store.add(s.name("weight"), {channels}, false, constant(1))),
       bias_(s.store.add(s.name("bias"), {channels}, false, constant(0))),

@@ -24,10 +24,8 @@ Tensor track_fixed(Pass& p, const Tensor& y, const Tensor& x, const Tensor* resi
       });
 }
 
-}  // namespace
-
-Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean,
-                  const Buffer& var, Bn bn, const Tensor* residual) {
+void require_batch_norm(const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean, const Buffer& var,
+                        const Tensor* residual) {
   require(x.rank() >= 2, "[batch_norm] expected input of at least two extents, got {}", x.shape());
   require_per_channel("batch_norm", "a scale", scale.shape, x);
   require_per_channel("batch_norm", "a bias", bias.shape, x);
@@ -35,6 +33,23 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
   require_per_channel("batch_norm", "a running variance", var.shape, x);
   require(!residual || residual->shape() == x.shape(), "[batch_norm] expected a residual of shape {}, got {}",
           x.shape(), residual ? residual->shape() : Shape{});
+}
+
+}  // namespace
+
+Tensor conv_batch_norm(Pass& p, const Tensor& x, const Param& w, Conv conv, const Param& scale, const Param& bias,
+                       const Buffer& mean, const Buffer& var, Bn bn, const Tensor* residual) {
+  if (!p.tape && !p.train) {
+    const Tensor y = p.pool.empty(conv2d_shape(x, w, conv), x.dtype());
+    require_batch_norm(y, scale, bias, mean, var, residual);
+    if (p.be.conv_bn(y, x, w.compute, conv, residual, {scale.master, bias.master, mean.value, var.value}, bn)) return y;
+  }
+  return batch_norm(p, conv2d(p, x, w, conv), scale, bias, mean, var, bn, residual);
+}
+
+Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean,
+                  const Buffer& var, Bn bn, const Tensor* residual) {
+  require_batch_norm(x, scale, bias, mean, var, residual);
   require(!p.train || x.numel() > x.dim(-1),
           "[batch_norm] expected more than 1 value per channel when training, got {}; use a larger batch", x.shape());
 

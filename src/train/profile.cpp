@@ -88,6 +88,14 @@ class Profiler final : public Backend {
     if (factors) return note("bn_backward", {factors, sums}, call, scale.raw());  // of dx nothing is computed
     note("bn_backward", {&dx, dresidual, &dy, &x, bn.relu && !sums ? &y : nullptr}, call, scale.raw());
   }
+  bool conv_bn(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv, const Tensor* residual,
+               const BnState& state, Bn bn) override {
+    const int64_t begin = now_ns();
+    if (!inner_->conv_bn(y, x, w, conv, residual, state, bn)) return false;
+    note(
+        "conv_bn", {&y, &x, &w, residual}, [] {}, w.raw(), flops(y, w), note_of(w.shape(), conv), begin);
+    return true;
+  }
   void matmul(const Tensor& c, const Tensor& a, bool ta, const Tensor& b, bool tb) override {
     note(
         "matmul", {&c, &a, &b}, [&] { inner_->matmul(c, a, ta, b, tb); }, nullptr,
@@ -195,13 +203,13 @@ class Profiler final : public Backend {
 
   template <class F>
   void note(const char* call, std::initializer_list<const Tensor*> operands, const F& f, const void* param = nullptr,
-            double flops = 0, const std::string& about = {}) {
+            double flops = 0, const std::string& about = {}, int64_t began = 0) {
     if (!log_->on()) return f();
     const Tensor* largest = *operands.begin();
     for (const Tensor* t : operands)
       if (t && t->numel() > largest->numel()) largest = t;
     CallSpan span{call, param, largest->shape(), about, flops, bytes_of(operands)};
-    span.begin_ns = now_ns();
+    span.begin_ns = began > 0 ? began : now_ns();  // began: the call was made already
     f();
     inner_->synchronize();
     span.ns = now_ns() - span.begin_ns;

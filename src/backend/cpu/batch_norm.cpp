@@ -72,6 +72,14 @@ std::vector<Moments> known_moments(const Tensor& t, double n) {
 
 }  // namespace
 
+void batch_norm_factors(const BnState& state, Bn bn, float* a, float* b) {
+  const float *mean = state.mean.data<float>(), *var = state.var.data<float>();
+  for (int64_t ch = 0; ch < state.scale.numel(); ++ch) {
+    a[ch] = float(double(state.scale.data<float>()[ch]) / std::sqrt(double(var[ch]) + double(bn.eps)));
+    b[ch] = float(double(state.bias.data<float>()[ch]) - double(mean[ch]) * double(a[ch]));
+  }
+}
+
 void batch_norm_forward(ThreadPool& pool, Simd simd, const Tensor& y, const Tensor& saved, const Tensor& x,
                         const Tensor* residual, const BnState& state, Bn bn, bool train, const Tensor* moments) {
   const BnKernels& kernels = kernels_for(x.dtype(), simd);
@@ -98,10 +106,7 @@ void batch_norm_forward(ThreadPool& pool, Simd simd, const Tensor& y, const Tens
       running_var[ch] += bn.momentum * (float(m.m2 / (m.n - 1)) - running_var[ch]);  // unbiased, as PyTorch
     }
   } else {
-    for (int64_t ch = 0; ch < C; ++ch) {
-      a[size_t(ch)] = float(double(scale[ch]) / std::sqrt(double(running_var[ch]) + double(bn.eps)));
-      b[size_t(ch)] = float(double(bias[ch]) - double(running_mean[ch]) * double(a[size_t(ch)]));
-    }
+    batch_norm_factors(state, bn, a.data(), b.data());
   }
   pool.run(c.count, [&](int64_t chunk, int) {
     kernels.apply(c.at(chunk, y), c.at(chunk, x), c.at(chunk, residual), a.data(), b.data(), bn.relu, c.rows_of(chunk),

@@ -9,6 +9,8 @@ namespace linnet {
 // `saved` [4, channels]: mean, 1/std, and a and b of y = a x + b; a is NaN where a residual was added.
 void batch_norm_forward(ThreadPool&, Simd, const Tensor& y, const Tensor& saved, const Tensor& x,
                         const Tensor* residual, const BnState&, Bn, bool train, const Tensor* moments);
+// Evaluation's a and b of y = a x + b, [channels].
+void batch_norm_factors(const BnState&, Bn, float* a, float* b);
 void batch_norm_backward(ThreadPool&, Simd, const Tensor& dx, const Tensor* dresidual, const Tensor& dscale,
                          const Tensor& dbias, const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved,
                          const Tensor& scale, Bn, const Tensor* sums, const Tensor* factors);

@@ -71,6 +71,8 @@ const Conv3x3Kernels& Conv3x3::kernels_for(DType type) const {
   return half ? winograd_bf16_avx2 : winograd_f32_avx2;
 }
 
+bool Conv3x3::knows_batch_norm(DType type) const { return kernels_for(type).knows_batch_norm; }
+
 // Where the gradients are computed one by one, dy is read twice: to do that with three terms costs more than it saves.
 bool Conv3x3::takes_output_bn(const Shape& w, DType type) const {
   const Conv3x3Kernels& kernels = kernels_for(type);
@@ -98,28 +100,40 @@ float* Conv3x3::scratch(const Conv3x3Kernels& kernels, int thread, const Conv3x3
   return scratch_[size_t(thread)].at_least(kernels.scratch_size(s));
 }
 
-void Conv3x3::convolve(const Conv3x3Kernels& kernels, const Tensor& y, const Tensor& x, const Conv3x3Shape& s,
-                       double* moments) {
+// Calls run(piece, tail -> convolves that piece of y).
+template <class Run>
+void Conv3x3::for_pieces(const Conv3x3Kernels& kernels, const Tensor& y, const Tensor& x, const Conv3x3Shape& s,
+                         int64_t count, const Run& run) {
   const Pieces pieces(kernels.tiles(s), kernels.block, kPieces);
-  const int64_t k = s.k;
+  pool_.run(count, [&](int64_t piece, int thread) {
+    run(piece, [&](const Conv3x3Tail& tail) {
+      const int64_t first = piece * pieces.size, end = std::min(pieces.tiles, first + pieces.size);
+      kernels.convolve(y.raw(), x.raw(), filters_.data.get(), s, first, end, scratch(kernels, thread, s), tail);
+    });
+  });
+}
+
+void Conv3x3::forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments) {
+  const Conv3x3Kernels& kernels = kernels_for(x.dtype());
+  const Conv3x3Shape s = shape_of(x, w);
+  const int64_t k = s.k, count = Pieces(kernels.tiles(s), kernels.block, kPieces).count;
+  pack_filters(kernels, w, false);
+  if (!moments)
+    return for_pieces(kernels, y, x, s, count, [](int64_t, const auto& convolve) { convolve(Conv3x3Tail{}); });
+
   // A piece's sums: how many pixels, the sums, those of squares, the shift (as floats).
   const int64_t stride = 1 + 3 * k;
-  double* const sums = moments ? reinterpret_cast<double*>(sums_.at_least(2 * stride * pieces.count)) : nullptr;
-  pool_.run(pieces.count, [&](int64_t piece, int thread) {
-    const int64_t first = piece * pieces.size, end = std::min(pieces.tiles, first + pieces.size);
-    if (!moments)
-      return kernels.convolve(y.raw(), x.raw(), nullptr, filters_.data.get(), s, first, end,
-                              scratch(kernels, thread, s), nullptr, nullptr);
+  double* const sums = reinterpret_cast<double*>(sums_.at_least(2 * stride * count));
+  for_pieces(kernels, y, x, s, count, [&](int64_t piece, const auto& convolve) {
     double* const own = sums + piece * stride;
     std::fill_n(own, 1 + 2 * k, 0.0);
     Conv3x3Sums of_piece{reinterpret_cast<float*>(own + 1 + 2 * k), own + 1, own + 1 + k, 0};
-    kernels.convolve(y.raw(), x.raw(), nullptr, filters_.data.get(), s, first, end, scratch(kernels, thread, s),
-                     &of_piece, nullptr);
+    convolve({.sums = &of_piece});
     own[0] = of_piece.pixels;
   });
-  for (int64_t channel = 0; moments && channel < k; ++channel) {
+  for (int64_t channel = 0; channel < k; ++channel) {
     Moments all;
-    for (int64_t piece = 0; piece < pieces.count; ++piece) {
+    for (int64_t piece = 0; piece < count; ++piece) {
       const double *own = sums + piece * stride, n = own[0], sum = own[1 + channel], squares = own[1 + k + channel];
       const float shift = reinterpret_cast<const float*>(own + 1 + 2 * k)[channel];
       all = merge(all, {n, double(shift) + sum / n, std::max(0.0, squares - sum * sum / n)});
@@ -129,11 +143,14 @@ void Conv3x3::convolve(const Conv3x3Kernels& kernels, const Tensor& y, const Ten
   }
 }
 
-void Conv3x3::forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments) {
+void Conv3x3::forward_bn(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor* residual,
+                         const Conv3x3Norm& norm) {
   const Conv3x3Kernels& kernels = kernels_for(x.dtype());
   const Conv3x3Shape s = shape_of(x, w);
   pack_filters(kernels, w, false);
-  convolve(kernels, y, x, s, moments);
+  for_pieces(
+      kernels, y, x, s, Pieces(kernels.tiles(s), kernels.block, kPieces).count,
+      [&](int64_t, const auto& convolve) { convolve({.plus = residual ? residual->raw() : nullptr, .norm = &norm}); });
 }
 
 void Conv3x3::pack_filters(const Conv3x3Kernels& kernels, const Tensor& w, bool turned) {
@@ -151,14 +168,12 @@ void Conv3x3::backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w)
 void Conv3x3::data(const Conv3x3Kernels& kernels, const Tensor& dx, const Tensor& dy, const Tensor& w,
                    const Tensor* plus, const Tensor& x, const InputBn* input) {
   const Conv3x3Shape s{dx.dim(0), dx.dim(1), dx.dim(2), dy.dim(3), dx.dim(3)};
-  const Pieces pieces(kernels.tiles(s), kernels.block, kPieces);
-  const InputSums sums(input, x, pieces.count, sums_.at_least(InputSums::floats(x, pieces.count)));
+  const int64_t count = Pieces(kernels.tiles(s), kernels.block, kPieces).count;
+  const InputSums sums(input, x, count, sums_.at_least(InputSums::floats(x, count)));
   pack_filters(kernels, w, true);
-  pool_.run(pieces.count, [&](int64_t piece, int thread) {
-    const int64_t first = piece * pieces.size, end = std::min(pieces.tiles, first + pieces.size);
+  for_pieces(kernels, dx, dy, s, count, [&](int64_t piece, const auto& convolve) {
     sums.of_piece(piece, [&](const Conv3x3InputBn* of_piece) {
-      kernels.convolve(dx.raw(), dy.raw(), plus ? plus->raw() : nullptr, filters_.data.get(), s, first, end,
-                       scratch(kernels, thread, s), nullptr, of_piece);
+      convolve({.plus = plus ? plus->raw() : nullptr, .input = of_piece});
     });
   });
   sums.add_up();
@@ -220,8 +235,8 @@ bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, con
   pack_filters(kernels, w, true);
   const auto work = [&](int64_t piece, float* sum, int64_t first, int64_t end, float* memory) {
     sums.of_piece(piece, [&](const Conv3x3InputBn* of_piece) {
-      kernels.backward(dx.raw(), sum, dy.raw(), x.raw(), plus ? plus->raw() : nullptr, filters_.data.get(), s, first,
-                       end, memory, of_piece, output ? &behind : nullptr);
+      kernels.backward(dx.raw(), sum, dy.raw(), x.raw(), filters_.data.get(), s, first, end, memory,
+                       {.plus = plus ? plus->raw() : nullptr, .input = of_piece}, output ? &behind : nullptr);
     });
   };
   for_weight_pieces(kernels, dw.data<float>(), s, work);

@@ -34,6 +34,11 @@ class Conv3x3 {
                 const Tensor* plus = nullptr, const InputBn* input = nullptr, const OutputBn* output = nullptr);
   bool takes_output_bn(const Shape& w, DType) const;
 
+  // Whether the next and InputBn can be had: not in AMX tiles.
+  bool knows_batch_norm(DType) const;
+  // forward, and with its result what Conv3x3Norm says; residual may be null.
+  void forward_bn(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor* residual, const Conv3x3Norm&);
+
  private:
   // Memory that only grows: in the steady state nothing is allocated. Aligned to 64 bytes.
   struct Buffer {
@@ -44,7 +49,9 @@ class Conv3x3 {
 
   const Conv3x3Kernels& kernels_for(DType) const;
   void pack_filters(const Conv3x3Kernels&, const Tensor& w, bool turned);
-  void convolve(const Conv3x3Kernels&, const Tensor& y, const Tensor& x, const Conv3x3Shape&, double* moments);
+  template <class Run>
+  void for_pieces(const Conv3x3Kernels&, const Tensor& y, const Tensor& x, const Conv3x3Shape&, int64_t count,
+                  const Run&);
   void data(const Conv3x3Kernels&, const Tensor& dx, const Tensor& dy, const Tensor& w, const Tensor* plus,
             const Tensor& x, const InputBn* input);
   template <class Work>

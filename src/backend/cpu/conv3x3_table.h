@@ -35,12 +35,28 @@ struct Conv3x3OutputBn {
   const float *a, *b, *c;  // [channels]
 };
 
+// Batch norm in evaluation: y = a v + b, [channels], (+ plus), then the ReLU if asked for.
+struct Conv3x3Norm {
+  const float *a, *b;
+  bool relu;
+};
+
+// What is done with a result v on its way to memory. plus, unless null, is added; it may be the result's memory. Of the
+// others at most one is given: sums, of v without plus; input, for a v that is the gradient of what that batch norm
+// made, which goes behind the ReLU's mask; norm.
+struct Conv3x3Tail {
+  const void* plus = nullptr;
+  Conv3x3Sums* sums = nullptr;
+  const Conv3x3InputBn* input = nullptr;
+  const Conv3x3Norm* norm = nullptr;
+};
+
 // One way to convolve. Each function runs on the calling thread and touches only what its arguments name. Memory named
 // scratch, filters or sums is aligned to 64 bytes; activations and weights, float or bf16, need no alignment.
 struct Conv3x3Kernels {
   int64_t block;          // tiles worked on at a time; a piece of work is best a multiple of it
   int64_t pairs_at_once;  // up to so many pairs of channels, backward is faster than the gradients one by one
-  bool knows_batch_norm;  // whether Conv3x3InputBn and Conv3x3OutputBn may be given
+  bool knows_batch_norm;  // whether Conv3x3InputBn, Conv3x3OutputBn and Conv3x3Norm may be given
 
   // Output and input are cut into tiles of pixels, numbered through all images: how many.
   int64_t (*tiles)(const Conv3x3Shape&);
@@ -53,20 +69,17 @@ struct Conv3x3Kernels {
   // The same for backward-data, a convolution with the filters turned by 180 degrees and c and k in each other's place.
   void (*turned_filters)(float* filters, const void* w, int64_t c, int64_t k, int64_t group_c, int64_t group_k);
 
-  // y [n,h,w,k] = x [n,h,w,c] * filters (+ plus, unless null; it may be y), for the output tiles first..end-1. sums,
-  // unless null, get those of y without plus. input, unless null (then sums are): y is the gradient of what that batch
-  // norm made; it goes behind the ReLU's mask.
-  void (*convolve)(void* y, const void* x, const void* plus, const float* filters, const Conv3x3Shape&, int64_t first,
-                   int64_t end, float* scratch, Conv3x3Sums* sums, const Conv3x3InputBn* input);
+  // y [n,h,w,k] = x [n,h,w,c] * filters, for the output tiles first..end-1.
+  void (*convolve)(void* y, const void* x, const float* filters, const Conv3x3Shape&, int64_t first, int64_t end,
+                   float* scratch, const Conv3x3Tail&);
 
   // dw [k,3,3,c] = what the tiles first..end-1 of x [n,h,w,c] add to the weight gradient, given all of dy [n,h,w,k].
   void (*weight_gradient)(float* dw, const void* dy, const void* x, const Conv3x3Shape&, int64_t first, int64_t end,
                           float* scratch);
-  // That, and those tiles of dx [n,h,w,c] = dy * turned filters (+ plus), which go behind the mask of `input`, unless
-  // it is null. dy stands for what `output`, unless it is null, makes of it.
-  void (*backward)(void* dx, float* dw, const void* dy, const void* x, const void* plus, const float* turned_filters,
-                   const Conv3x3Shape&, int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input,
-                   const Conv3x3OutputBn* output);
+  // That, and those tiles of dx [n,h,w,c] = dy * turned filters. dy stands for what `output`, unless it is null, makes
+  // of it.
+  void (*backward)(void* dx, float* dw, const void* dy, const void* x, const float* turned_filters, const Conv3x3Shape&,
+                   int64_t first, int64_t end, float* scratch, const Conv3x3Tail&, const Conv3x3OutputBn* output);
 };
 
 extern const Conv3x3Kernels winograd_f32_avx2, winograd_bf16_avx2, winograd_f32_avx512, winograd_bf16_avx512;

@@ -135,6 +135,15 @@ class CpuBackend final : public SharedBackend<CpuExec> {
   bool takes_output_bn(const Tensor& x, const Shape& w, Conv conv) const override {
     return x.dtype() != DType::fp16 && takes_own(w, conv) && conv3x3_.takes_output_bn(w, x.dtype());
   }
+  bool conv_bn(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv, const Tensor* residual,
+               const BnState& state, Bn bn) override {
+    if (x.dtype() == DType::fp16 || !takes_own(w.shape(), conv) || !conv3x3_.knows_batch_norm(x.dtype())) return false;
+    factors_.resize(size_t(2 * y.dim(3)));
+    float *a = factors_.data(), *b = a + y.dim(3);
+    batch_norm_factors(state, bn, a, b);
+    conv3x3_.forward_bn(y, x, w, residual, {a, b, bn.relu});
+    return true;
+  }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor* moments) override {
     if (x.dtype() == DType::fp16)
@@ -183,6 +192,7 @@ class CpuBackend final : public SharedBackend<CpuExec> {
   Conv3x3 conv3x3_;
   Spare extra_;
   std::array<Spare, 4> wide_;
+  std::vector<float> factors_;
   std::shared_ptr<Block> scratch_;
   std::shared_ptr<MemoryAccount> account_ = std::make_shared<MemoryAccount>();
   int64_t allocations_ = 0;

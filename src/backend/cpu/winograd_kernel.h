@@ -209,7 +209,7 @@ void read_gradient(float* block, const T* dy, const Conv3x3OutputBn* output, con
   read_tiles<6, data_line>(block, from, s, channels, first, end);
 }
 
-// What is done with outputs on their way to memory. Each of these three is asked for the state of a vector of channels,
+// What is done with outputs on their way to memory. Each of these is asked for the state of a vector of channels,
 // which then passes every pixel of a tile; sums over a block of tiles are float, [channels] each.
 
 // Nothing, or v + plus.
@@ -246,6 +246,24 @@ struct WithMoments {
     store(squares + c, s.squares);
   }
   void next_tile() { fresh = false; }
+};
+
+// In evaluation: a v + b (+ plus), and the ReLU, as batch_norm_kernel.h has them.
+template <class T, bool kPlus, bool kRelu>
+struct Normalised {
+  const T* plus;
+  const float *a, *b;
+  struct State {
+    V a, b;
+  };
+  State begin(int64_t c) const { return {load(a + c), load(b + c)}; }
+  V pass(const State& s, int64_t at, V v) const {
+    v = v * s.a + s.b;
+    if (kPlus) v += load(plus + at);
+    return kRelu ? (v < V{} ? V{} : v) : v;
+  }
+  void end(int64_t, const State&) const {}
+  void next_tile() {}
 };
 
 // For its gradient: v (+ plus) behind the ReLU's mask, on the way to Conv3x3InputBn.
@@ -308,21 +326,29 @@ void take_sums(double* total, float* of_block, int64_t channels) {
   }
 }
 
-// A block of a gradient (+ plus, unless null) to memory, behind the mask of `input`, unless that is null. sums
-// [2,channels] is scratch.
+// A block to memory, with all that `tail` asks for but sums. scratch: [2,channels].
 template <class T>
-void write_gradient(T* dx, const T* plus, const float* block, const Conv3x3Shape& s, int64_t channels, int64_t first,
-                    int64_t end, const Conv3x3InputBn* input, float* sums) {
-  const auto write = [&](auto tail) { write_tiles(dx, block, s, channels, first, end, tail); };
+void write_block(T* out, const float* block, const Conv3x3Shape& s, int64_t channels, int64_t first, int64_t end,
+                 const Conv3x3Tail& tail, float* scratch) {
+  const T* plus = static_cast<const T*>(tail.plus);
+  const auto write = [&](auto way) { write_tiles(out, block, s, channels, first, end, way); };
+  if (const Conv3x3Norm* n = tail.norm) {
+    if (plus)
+      return n->relu ? write(Normalised<T, true, true>{plus, n->a, n->b})
+                     : write(Normalised<T, true, false>{plus, n->a, n->b});
+    return n->relu ? write(Normalised<T, false, true>{plus, n->a, n->b})
+                   : write(Normalised<T, false, false>{plus, n->a, n->b});
+  }
+  const Conv3x3InputBn* input = tail.input;
   if (!input) return plus ? write(Written<T, true>{plus}) : write(Written<T, false>{plus});
   const T *x = static_cast<const T*>(input->x), *y = static_cast<const T*>(input->y);
-  float* const products = sums + channels;
-  __builtin_memset(sums, 0, sizeof(float) * uint64_t(2 * channels));
+  float *sum = scratch, *products = sum + channels;
+  __builtin_memset(scratch, 0, sizeof(float) * uint64_t(2 * channels));
   if (plus)
-    write(BehindRelu<T, true>{plus, x, y, input->mean, sums, products});
+    write(BehindRelu<T, true>{plus, x, y, input->mean, sum, products});
   else
-    write(BehindRelu<T, false>{plus, x, y, input->mean, sums, products});
-  take_sums(input->sum, sums, channels);
+    write(BehindRelu<T, false>{plus, x, y, input->mean, sum, products});
+  take_sums(input->sum, sum, channels);
   take_sums(input->products, products, channels);
 }
 
@@ -470,10 +496,11 @@ void turned_filters(float* u, const void* w_, int64_t c, int64_t k, int64_t grou
 }
 
 template <class T>
-void convolve(void* y_, const void* x_, const void* plus_, const float* u, const Conv3x3Shape& s, int64_t first,
-              int64_t end, float* scratch, Conv3x3Sums* sums, const Conv3x3InputBn* input) {
+void convolve(void* y_, const void* x_, const float* u, const Conv3x3Shape& s, int64_t first, int64_t end,
+              float* scratch, const Conv3x3Tail& tail) {
   T* y = static_cast<T*>(y_);
-  const T *x = static_cast<const T*>(x_), *plus = static_cast<const T*>(plus_);
+  const T* x = static_cast<const T*>(x_);
+  Conv3x3Sums* const sums = tail.sums;
   float *v = scratch, *m = v + s.c / kGroup * kPlane, *rest = m + s.k / kGroup * kPlane;
   WithMoments moments{rest + 2 * s.k, rest, rest + s.k, true};
   if (sums) __builtin_memset(rest, 0, sizeof(float) * uint64_t(2 * s.k));
@@ -484,11 +511,11 @@ void convolve(void* y_, const void* x_, const void* plus_, const float* u, const
       multiply_block(m + p * kGroup, v + p * kGroup, u + p * s.c * s.k, stop - t, s.c, s.k);
       prefetch<true>(y, s.k, t, stop - t, p);
       prefetch<false>(x, s.c, stop, kBlock, p);
-      if (input) prefetch<false>(static_cast<const T*>(input->x), s.k, t, stop - t, p);
-      if (input) prefetch<false>(static_cast<const T*>(input->y), s.k, t, stop - t, p);
+      if (tail.input) prefetch<false>(static_cast<const T*>(tail.input->x), s.k, t, stop - t, p);
+      if (tail.input) prefetch<false>(static_cast<const T*>(tail.input->y), s.k, t, stop - t, p);
     }
     if (!sums) {
-      write_gradient(y, plus, m, s, s.k, t, stop, input, rest);
+      write_block(y, m, s, s.k, t, stop, tail, rest);
       continue;
     }
     write_tiles(y, m, s, s.k, t, stop, moments);
@@ -517,9 +544,8 @@ void write_weights(float* dw, const float* sums, const Conv3x3Shape& s) {
 
 // Both gradients, or that of the weights alone: they share the transform of dy.
 template <class T, bool kData>
-void backward_as(T* dx, float* dw, const T* dy, const T* x, const T* plus, const float* turned, const Conv3x3Shape& s,
-                 int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input,
-                 const Conv3x3OutputBn* output) {
+void backward_as(T* dx, float* dw, const T* dy, const T* x, const float* turned, const Conv3x3Shape& s, int64_t first,
+                 int64_t end, float* scratch, const Conv3x3Tail& tail, const Conv3x3OutputBn* output) {
   float *vx = scratch, *vy = vx + s.c / kGroup * kPlane, *m = vy + s.k / kGroup * kPlane,
         *sums = m + s.c / kGroup * kPlane, *rest = sums + kPositions * s.c * s.k;
   __builtin_memset(sums, 0, sizeof(float) * uint64_t(kPositions * s.c * s.k));
@@ -531,12 +557,12 @@ void backward_as(T* dx, float* dw, const T* dy, const T* x, const T* plus, const
       if (kData) multiply_block(m + p * kGroup, vy + p * kGroup, turned + p * s.c * s.k, stop - t, s.k, s.c);
       accumulate_block(sums + p * s.c * s.k, vy + p * kGroup, vx + p * kGroup, stop - t, s.c, s.k);
       if (kData) prefetch<true>(dx, s.c, t, stop - t, p);
-      if (kData && input) prefetch<false>(static_cast<const T*>(input->x), s.c, t, stop - t, p);
+      if (kData && tail.input) prefetch<false>(static_cast<const T*>(tail.input->x), s.c, t, stop - t, p);
       prefetch<false>(x, s.c, stop, kBlock, p);
       prefetch<false>(dy, s.k, stop, kBlock, p);
       if (output) prefetch<false>(static_cast<const T*>(output->y), s.k, stop, kBlock, p);
     }
-    if (kData) write_gradient(dx, plus, m, s, s.c, t, stop, input, rest);
+    if (kData) write_block(dx, m, s, s.c, t, stop, tail, rest);
   }
   write_weights(dw, sums, s);
 }
@@ -544,15 +570,14 @@ void backward_as(T* dx, float* dw, const T* dy, const T* x, const T* plus, const
 template <class T>
 void weight_gradient(float* dw, const void* dy, const void* x, const Conv3x3Shape& s, int64_t first, int64_t end,
                      float* scratch) {
-  backward_as<T, false>(nullptr, dw, static_cast<const T*>(dy), static_cast<const T*>(x), nullptr, nullptr, s, first,
-                        end, scratch, nullptr, nullptr);
+  backward_as<T, false>(nullptr, dw, static_cast<const T*>(dy), static_cast<const T*>(x), nullptr, s, first, end,
+                        scratch, {}, nullptr);
 }
 template <class T>
-void backward(void* dx, float* dw, const void* dy, const void* x, const void* plus, const float* turned,
-              const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch, const Conv3x3InputBn* input,
-              const Conv3x3OutputBn* output) {
-  backward_as<T, true>(static_cast<T*>(dx), dw, static_cast<const T*>(dy), static_cast<const T*>(x),
-                       static_cast<const T*>(plus), turned, s, first, end, scratch, input, output);
+void backward(void* dx, float* dw, const void* dy, const void* x, const float* turned, const Conv3x3Shape& s,
+              int64_t first, int64_t end, float* scratch, const Conv3x3Tail& tail, const Conv3x3OutputBn* output) {
+  backward_as<T, true>(static_cast<T*>(dx), dw, static_cast<const T*>(dy), static_cast<const T*>(x), turned, s, first,
+                       end, scratch, tail, output);
 }
 
 template <class T>
