@@ -27,6 +27,10 @@ struct Block : Module {
   }
 
   Tensor forward(Pass& p, const Tensor& x) override {
+    if (p.train) {  // bn1 needs all of conv1's result before the first of its own: it goes with conv2
+      const Tensor h = bn1.relu_conv(p, conv1.forward(p, x), conv2);
+      return residual == Residual::none ? bn2.relu(p, h) : bn2.add_relu(p, h, identity(p, x));
+    }
     const Tensor h = bn1.relu(p, conv1, x);
     if (residual == Residual::none) return bn2.relu(p, conv2, h);
     return bn2.add_relu(p, conv2, h, identity(p, x));

@@ -292,6 +292,76 @@ TEST(Conv3x3, SumsForTheBatchNormThatMadeItsInput) {
       }
 }
 
+// What batch norms left to a convolution, against the same with tensors in which it was done. In f32 to the last bit.
+TEST(Conv3x3, WhatBatchNormsLeaveToIt) {
+  ThreadPool pool(2);
+  for (Simd simd : all_simd())
+    for (DType type : {DType::f32, DType::bf16})
+      for (const Conv3x3Shape& s :
+           {Conv3x3Shape{1, 4, 4, 16, 16}, {17, 16, 16, 32, 32}, {5, 9, 7, 16, 48}, {33, 8, 8, 64, 64}}) {
+        SCOPED_TRACE(name_of(s, simd) + ", " + name_of(type));
+        Conv3x3 conv(pool, simd);
+        if (!conv.knows_batch_norm(type)) continue;
+        const Case t(s, type);
+        const Shape in{s.n, s.h, s.w, s.c}, out{s.n, s.h, s.w, s.k}, weights{s.k, 3, 3, s.c};
+        const auto of = [](const Floats& v, const Shape& shape, DType d) { return tensor_of(v, shape, d); };
+        const Tensor x = of(t.x, in, type), w = of(t.w, weights, type), g = of(t.dy, out, type);
+        const Tensor saved = of(noise(4 * s.c, 6), {4, s.c}, DType::f32);
+        const Tensor factors = of(noise(3 * s.k, 7), {3, s.k}, DType::f32), y = of(noise(out.numel(), 8), out, type);
+        // Done in f32: the wanted results are those of f32 kernels.
+        Floats applied = floats_of(x), behind = floats_of(g);
+        const Floats a = floats_of(saved), f = floats_of(factors), vy = floats_of(y), wide_w = floats_of(w);
+        for (size_t i = 0, c = size_t(s.c); i < applied.size(); ++i)
+          applied[i] = std::max(0.f, std::fma(applied[i], a[2 * c + i % c], a[3 * c + i % c]));
+        for (size_t i = 0, k = size_t(s.k); i < behind.size(); ++i)
+          behind[i] = std::fma(f[i % k], behind[i], std::fma(f[k + i % k], vy[i], f[2 * k + i % k]));
+        const Tensor x2 = of(applied, in, DType::f32), w2 = of(wide_w, weights, DType::f32);
+        const auto room = [&](const Shape& shape, DType d) { return of(Floats(size_t(shape.numel())), shape, d); };
+        const auto expect = [&](const Tensor& got, const Tensor& want) {
+          const Floats v = floats_of(want);
+          if (type == DType::f32)
+            EXPECT_EQ(floats_of(got), v);
+          else
+            EXPECT_LE(error(floats_of(got), {v.begin(), v.end()}), 0x1p-8);
+        };
+
+        const Tensor got = room(out, type), want = room(out, DType::f32);
+        conv.forward(got, x, w, nullptr, &saved);
+        conv.forward(want, x2, w2);
+        expect(got, want);
+
+        const Tensor dx = room(in, type), dw = room(weights, DType::f32), dx2 = room(in, DType::f32),
+                     dw2 = room(weights, DType::f32), sums = room({2, s.c}, DType::f64),
+                     sums2 = room({2, s.c}, DType::f64);
+        const bool takes = conv.takes_output_bn(w.shape(), type);
+        EXPECT_EQ(takes, s.c < 64);
+        const InputBn input{x, saved, sums, false}, input2{of(floats_of(x), in, DType::f32), saved, sums2, true};
+        const OutputBn output{y, factors};
+        EXPECT_TRUE(conv.backward(dx, dw, g, x, w, nullptr, &input, takes ? &output : nullptr));
+        const Tensor dy2 = of(takes ? behind : floats_of(g), out, DType::f32);
+        EXPECT_TRUE(conv.backward(dx2, dw2, dy2, x2, w2, nullptr, &input2));
+        expect(dx, dx2);
+        expect(dw, dw2);
+        for (int64_t i = 0; i < 2 * s.c; ++i) {
+          const double v = sums2.data<double>()[i], off = type == DType::f32 ? 0 : 1e-5 * (1 + std::abs(v));
+          EXPECT_NEAR(sums.data<double>()[i], v, off);
+        }
+
+        const Tensor residual = of(noise(out.numel(), 9), out, type);
+        const Floats r = floats_of(residual);
+        conv.forward(want, of(floats_of(x), in, DType::f32), w2);
+        for (const bool relu : {false, true}) {
+          conv.forward_bn(got, x, w, &residual, {f.data(), f.data() + s.k, relu});
+          Floats normed = floats_of(want);
+          for (size_t i = 0, k = size_t(s.k); i < normed.size(); ++i) {
+            normed[i] = std::fma(normed[i], f[i % k], f[k + i % k]) + r[i];
+            if (relu) normed[i] = std::max(0.f, normed[i]);
+          }
+          expect(got, of(normed, out, DType::f32));
+        }
+      }
+}
+
 TEST(Conv3x3, AnEmptyBatchHasNoWeightGradient) {
   ThreadPool pool(2);
   Conv3x3 conv(pool);

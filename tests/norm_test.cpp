@@ -185,6 +185,63 @@ TEST_P(NormTest, BatchNormBehindAConvolutionCentralDifferences) {
   for (const auto& [name, f] : kUsesOfBn) check_gradients(bn_conv_case(name, {2, 3, 2, 16}, true, f), be());
 }
 
+// In training a batch norm may be left to the convolution that follows; in f32 that changes no bit.
+TEST_P(NormTest, BatchNormReluConv) {
+  for (const bool train : {true, false})
+    for (const auto& [x, conv] : {std::pair(Shape{3, 6, 5, 16}, Conv{1, 1}),
+                                  {Shape{17, 8, 8, 32}, Conv{1, 1}},
+                                  {Shape{5, 8, 8, 64}, Conv{1, 1}},
+                                  {Shape{2, 7, 9, 5}, Conv{1, 1}},
+                                  {Shape{2, 8, 8, 16}, Conv{2, 1}}}) {
+      OpCase fused = bn_case(x, true, false, train), apart = fused;
+      for (OpCase* c : {&fused, &apart}) {
+        c->name = fmt::format("conv(relu(bn(conv({}))))", x);
+        c->params.insert(c->params.end(), 2, {x[-1], 3, 3, x[-1]});
+      }
+      const Conv geometry = conv;
+      fused.f = [=](Pass& p, const Operands& o) {
+        return batch_norm_relu_conv(p, conv2d(p, o.x[0], *o.w[3], {1, 1}), *o.w[0], *o.w[1], *o.state[0], *o.state[1],
+                                    *o.w[2], geometry);
+      };
+      apart.f = [=](Pass& p, const Operands& o) {
+        return conv2d(p, bn_relu(p, o, conv2d(p, o.x[0], *o.w[3], {1, 1})), *o.w[2], geometry);
+      };
+      SCOPED_TRACE(fused.name);
+      expect_same_bits(OpRun(fused, be()).run(), OpRun(apart, be()).run());
+      fused.tolerance = 5 * kFloatTolerance;  // three sums after each other
+      check_against_reference(fused, be());
+      if (train && x[1] < 8) check_gradients(fused, be());
+      fused.f = [=](Pass& p, const Operands& o) {  // one convolution alone, whose input is rounded once
+        return batch_norm_relu_conv(p, o.x[0], *o.w[0], *o.w[1], *o.state[0], *o.state[1], *o.w[2], geometry);
+      };
+      fused.params.pop_back();
+      check_against_reference(fused, be(), DType::bf16);
+    }
+  OpCase threads = bn_case({33, 9, 9, 32}, true, false);
+  threads.params.push_back({32, 3, 3, 32});
+  threads.f = [](Pass& p, const Operands& o) {
+    return batch_norm_relu_conv(p, o.x[0], *o.w[0], *o.w[1], *o.state[0], *o.state[1], *o.w[2], {1, 1});
+  };
+  for (DType dtype : {DType::f32, DType::bf16}) check_same_bits(threads, dtype);
+}
+
+// Whoever watches results sees all of them.
+TEST_P(NormTest, BatchNormReluConvIsWatchedInParts) {
+  OpCase c = bn_case({3, 6, 5, 16}, true, false);
+  c.params.push_back({16, 3, 3, 16});
+  std::vector<std::string> seen;
+  c.f = [&](Pass& p, const Operands& o) {
+    p.tape->watch([&](const Tensor& y, Op op) { seen.push_back(fmt::format("{} {}", op.name, download(be(), y)[0])); });
+    const Tensor y = batch_norm_relu_conv(p, o.x[0], *o.w[0], *o.w[1], *o.state[0], *o.state[1], *o.w[2], {1, 1});
+    p.tape->watch({});
+    return y;
+  };
+  const Results watched = OpRun(c, be()).run();
+  ASSERT_EQ(seen.size(), 2u);
+  EXPECT_TRUE(seen[0].starts_with("batch_norm ") && seen[1].starts_with("conv2d ")) << seen[0] << ", " << seen[1];
+  EXPECT_FALSE(seen[0].starts_with("batch_norm -")) << "not behind the ReLU: " << seen[0];
+}
+
 // In evaluation a convolution and its batch norm may be one call; in f32 that changes no bit.
 TEST_P(NormTest, ConvBatchNorm) {
   for (const bool train : {false, true})

@@ -37,8 +37,9 @@ struct BnState {  // each [channels], f32
 // A batch norm with a ReLU whose result is the input of a convolution. Its backward pass begins with sums over that
 // result's gradient g (behind the ReLU), which conv_backward has at hand.
 struct InputBn {
-  Tensor x, saved;  // what bn_forward read and kept
-  Tensor sums;      // [2, channels] f64: of g, and of g (x - mean)
+  Tensor x, saved;      // what bn_forward read and kept
+  Tensor sums;          // [2, channels] f64: of g, and of g (x - mean)
+  bool applied = true;  // false: its result was never written; the convolution makes it from x as it reads
 };
 // A batch norm whose input is the result y of a convolution. Its backward pass ends with a sum of three terms, which
 // conv_backward can add up as it reads them: the gradient of y is a g + b y + c, per channel.
@@ -149,6 +150,11 @@ class Backend {
   // sums are f32 or better. moments [2,k] f64 (may be null) is for a batch norm of y: whoever has each channel's mean
   // and its sum of squared deviations from it at hand writes them and returns true; others return false.
   virtual bool conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv, const Tensor* moments) = 0;
+  // The same of relu(bn(x)), which is made as x is read, from what bn_forward left in `saved`. Only where
+  // takes_unapplied_bn, which says so for this x and w [k,r,s,c].
+  virtual bool conv_of_bn_forward(const Tensor& y, const Tensor& x, const Tensor& saved, const Tensor& w, Conv,
+                                  const Tensor* moments);
+  virtual bool takes_unapplied_bn(const Tensor& /*x*/, const Shape& /*w*/, Conv) const { return false; }
   virtual void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv) = 0;
   virtual void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv) = 0;
   // Both at once, for they read the same dy. plus (may be null, may be dx) is added to dx: a gradient that x has
@@ -161,7 +167,8 @@ class Backend {
   virtual bool takes_output_bn(const Tensor& /*x*/, const Shape& /*w*/, Conv) const { return false; }
   // Over all but the last extent. train: batch statistics, running ones updated (unbiased variance), `saved` [4,
   // channels] f32 gets mean and 1/sqrt(var + eps) for backward; its other two rows are for what the backend likes to
-  // keep. moments (may be null) are those of x, from conv_forward. Otherwise: running statistics, `saved` may be empty.
+  // keep. moments (may be null) are those of x, from conv_forward. y may be empty: it is
+  // left to conv_of_bn_forward. Otherwise: running statistics, `saved` may be empty.
   virtual void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState&,
                           Bn, bool train, const Tensor* moments) = 0;
   // dresidual (may be null) gets dy behind the ReLU's mask, which is taken from y (or from x, of which y was made). One

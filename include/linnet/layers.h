@@ -30,8 +30,12 @@ class BatchNorm2d : public Module {
   Tensor forward(Pass& p, const Tensor& x) override { return run(p, x, nullptr, false); }
   Tensor relu(Pass& p, const Tensor& x) { return run(p, x, nullptr, true); }
   Tensor add_relu(Pass& p, const Tensor& x, const Tensor& residual) { return run(p, x, &residual, true); }
-  // relu(p, conv.forward(p, x)) and add_relu(p, conv.forward(p, x), residual), faster in evaluation.
+  // relu(p, conv.forward(p, x)) and add_relu(p, conv.forward(p, x), residual); one pass in evaluation.
   Tensor relu(Pass& p, const Conv2d& conv, const Tensor& x) { return run(p, conv, x, nullptr); }
+  // conv.forward(p, relu(p, x)), in one pass in training.
+  Tensor relu_conv(Pass& p, const Tensor& x, const Conv2d& conv) {
+    return batch_norm_relu_conv(p, x, scale_, bias_, mean_, var_, conv.weight_, conv.conv_);
+  }
   Tensor add_relu(Pass& p, const Conv2d& conv, const Tensor& x, const Tensor& residual) {
     return run(p, conv, x, &residual);
   }

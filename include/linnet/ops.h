@@ -18,6 +18,9 @@ Tensor batch_norm(Pass&, const Tensor& x, const Param& scale, const Param& bias,
 // batch_norm(conv2d(x)); in evaluation in one pass over memory, where the backend can.
 Tensor conv_batch_norm(Pass&, const Tensor& x, const Param& w, Conv, const Param& scale, const Param& bias,
                        const Buffer& mean, const Buffer& var, Bn, const Tensor* residual = nullptr);
+// conv2d(relu(batch_norm(x))); in training without ever writing what is between, where the backend can.
+Tensor batch_norm_relu_conv(Pass&, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean,
+                            const Buffer& var, const Param& w, Conv);
 // torch.nn.GroupNorm over [n,h,w,c] or [n,c]; one group is layer norm over (c,h,w) with a scale and bias per channel.
 Tensor group_norm(Pass&, const Tensor& x, const Param& scale, const Param& bias, int groups, float eps = 1e-5f);
 inline Tensor layer_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, float eps = 1e-5f) {

@@ -31,6 +31,7 @@ class Tape {
   // Called with every result as it is recorded, to look at it; empty: nobody looks.
   using Watcher = std::function<void(const Tensor& y, Op op)>;
   void watch(Watcher watcher) { watcher_ = std::move(watcher); }
+  bool watched() const { return watcher_ != nullptr; }  // then every result has to be there
   // Called in backward with every result's gradient, complete, before its op gets it; `var` is the result's
   // Tensor::var.
   using GradientWatcher = std::function<void(int64_t var, const Tensor& dy)>;

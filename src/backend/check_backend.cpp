@@ -130,6 +130,22 @@ class CheckBackend final : public Backend {
     });
     return known;
   }
+  bool conv_of_bn_forward(const Tensor& y, const Tensor& x, const Tensor& saved, const Tensor& w, Conv conv,
+                          const Tensor* moments) override {
+    Call c(*this, "conv_of_bn_forward");
+    const Tensor y2 = c.out("y", y), x2 = applied_.at(saved.raw()), w2 = c.in("w", w);
+    bool known = false;
+    c.run([&](Backend& b, bool t) {
+      if (t)
+        known = b.conv_of_bn_forward(y, x, saved, w, conv, moments);
+      else
+        b.conv_forward(y2, x2, w2, conv, nullptr);
+    });
+    return known;
+  }
+  bool takes_unapplied_bn(const Tensor& x, const Shape& w, Conv conv) const override {
+    return tested_->takes_unapplied_bn(x, w, conv);
+  }
   void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) override {
     Call c(*this, "conv_backward_data");
     const Tensor dx2 = c.out("dx", dx), dy2 = c.in("dy", dy), w2 = c.in("w", w);
@@ -145,7 +161,7 @@ class CheckBackend final : public Backend {
     Call c(*this, "conv_backward");
     const Tensor plus2 = plus ? c.in("plus", *plus) : Tensor();
     const Tensor dx2 = c.out("dx", dx), dw2 = c.out("dw", dw), dy2 = output ? added_up(dy, *output) : c.in("dy", dy),
-                 x2 = c.in("x", x), w2 = c.in("w", w);
+                 x2 = input && !input->applied ? applied_.at(input->saved.raw()) : c.in("x", x), w2 = c.in("w", w);
     bool summed = false;
     c.run([&](Backend& b, bool t) {
       if (!t)  // it takes the sums itself: the batch norm shows these
@@ -162,7 +178,8 @@ class CheckBackend final : public Backend {
                   Bn bn, bool train, const Tensor* moments) override {
     Call c(*this, "bn_forward");
     const Tensor r2 = residual ? c.in("residual", *residual) : Tensor();
-    const Tensor y2 = c.out("y", y), x2 = c.in("x", x);
+    const Tensor y2 = y ? c.out("y", y) : twin(x), x2 = c.in("x", x);
+    if (!y) applied_[saved.raw()] = y2;
     const BnState state2{c.in("scale", state.scale), c.in("bias", state.bias), c.out("running mean", state.mean),
                          c.out("running var", state.var)};
     Tensor saved2;
@@ -199,14 +216,17 @@ class CheckBackend final : public Backend {
     Call c(*this, "bn_backward");
     const Tensor r2 = dresidual ? c.out("dresidual", *dresidual) : Tensor();
     const Tensor dx2 = factors ? twin(x) : c.out("dx", dx), s2 = c.out("dscale", dscale), b2 = c.out("dbias", dbias),
-                 dy2 = c.in("dy", dy), x2 = c.in("x", x), y2 = c.in("y", y), scale2 = c.in("scale", scale);
+                 dy2 = c.in("dy", dy), x2 = c.in("x", x), y2 = sums ? Tensor() : c.in("y", y),
+                 scale2 = c.in("scale", scale);
+    Bn behind = bn;
+    if (sums) behind.relu = false;  // dy is behind it already
     const auto kept = saved_.find(saved.raw());
     const Tensor saved2 = kept != saved_.end() ? kept->second : c.in("saved", saved);
     c.run([&](Backend& b, bool t) {
       if (t)
         b.bn_backward(dx, dresidual, dscale, dbias, dy, x, y, saved, scale, bn, sums, factors);
       else
-        b.bn_backward(dx2, dresidual ? &r2 : nullptr, s2, b2, dy2, x2, y2, saved2, scale2, bn, nullptr, nullptr);
+        b.bn_backward(dx2, dresidual ? &r2 : nullptr, s2, b2, dy2, x2, y2, saved2, scale2, behind, nullptr, nullptr);
     });
     if (factors)
       c.compare("dx", values_of(*trusted_, added_up(dy, {x, *factors})), values_of(*trusted_, dx2),
@@ -501,7 +521,9 @@ class CheckBackend final : public Backend {
 
   std::unique_ptr<Backend> tested_, trusted_;
   bool tf32_;
-  std::map<const void*, Tensor> saved_;  // of the trusted backend's batch norms, by the tested one's memory
+  // Of the trusted backend's batch norms, by the tested one's memory of `saved`: that, and results that the tested one
+  // did not write.
+  std::map<const void*, Tensor> saved_, applied_;
 };
 
 }  // namespace

@@ -14,10 +14,13 @@ Shape conv2d_shape(const Tensor& x, const Param& w, Conv conv) {
 Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
   Tensor y = p.pool.empty(conv2d_shape(x, w, conv), x.dtype());
   Tensor moments = p.tape && p.train ? p.pool.empty({2, w.shape[0]}, DType::f64) : Tensor();
-  if (!p.be.conv_forward(y, x, w.compute, conv, moments ? &moments : nullptr)) moments = {};
-  if (!p.tape) return y;
   const std::shared_ptr<InputBn> norm =
-      p.norm.var == x.var && p.tape->is_newest(x) ? std::exchange(p.norm.value, {}) : nullptr;
+      p.tape && p.norm.var == x.var && p.tape->is_newest(x) ? std::exchange(p.norm.value, {}) : nullptr;
+  const Tensor* const wanted = moments ? &moments : nullptr;
+  const bool known = norm && !norm->applied ? p.be.conv_of_bn_forward(y, x, norm->saved, w.compute, conv, wanted)
+                                            : p.be.conv_forward(y, x, w.compute, conv, wanted);
+  if (!known) moments = {};
+  if (!p.tape) return y;
   const auto output =
       p.train && p.be.takes_output_bn(x, w.shape, conv) && Tape::wants(x) ? std::make_shared<OutputBn>() : nullptr;
   y = p.tape->track(

@@ -35,39 +35,28 @@ void require_batch_norm(const Tensor& x, const Param& scale, const Param& bias, 
           x.shape(), residual ? residual->shape() : Shape{});
 }
 
-}  // namespace
-
-Tensor conv_batch_norm(Pass& p, const Tensor& x, const Param& w, Conv conv, const Param& scale, const Param& bias,
-                       const Buffer& mean, const Buffer& var, Bn bn, const Tensor* residual) {
-  if (!p.tape && !p.train) {
-    const Tensor y = p.pool.empty(conv2d_shape(x, w, conv), x.dtype());
-    require_batch_norm(y, scale, bias, mean, var, residual);
-    if (p.be.conv_bn(y, x, w.compute, conv, residual, {scale.master, bias.master, mean.value, var.value}, bn)) return y;
-  }
-  return batch_norm(p, conv2d(p, x, w, conv), scale, bias, mean, var, bn, residual);
-}
-
-Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean,
-                  const Buffer& var, Bn bn, const Tensor* residual) {
+Tensor norm_as(Pass& p, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean, const Buffer& var,
+               Bn bn, const Tensor* residual, bool apply) {
   require_batch_norm(x, scale, bias, mean, var, residual);
   require(!p.train || x.numel() > x.dim(-1),
           "[batch_norm] expected more than 1 value per channel when training, got {}; use a larger batch", x.shape());
 
-  Tensor y = p.pool.empty(x.shape(), x.dtype());
+  // Not applied, the result is a name for what the convolution that reads it makes of x.
+  Tensor y = apply ? p.pool.empty(x.shape(), x.dtype()) : x;
   const bool record = p.tape != nullptr;
   require(!record || p.train || p.explain,
           "[batch_norm] has no gradient in evaluation mode; set Pass::train or leave the tape out");
   Tensor saved = p.train ? p.pool.empty({4, x.dim(-1)}, DType::f32) : Tensor();
   const bool known = p.train && p.moments.value && p.moments.var == x.var;
-  p.be.bn_forward(y, saved, x, residual, {scale.master, bias.master, mean.value, var.value}, bn, p.train,
-                  known ? &p.moments.value : nullptr);
+  p.be.bn_forward(apply ? y : Tensor(), saved, x, residual, {scale.master, bias.master, mean.value, var.value}, bn,
+                  p.train, known ? &p.moments.value : nullptr);
   if (!record) return y;
   if (!p.train) return track_fixed(p, y, x, residual, scale, var, bn);
 
   const Tensor r = residual ? *residual : Tensor();
   // y is kept for the ReLU's mask only; without a ReLU its memory may go.
   const Tensor mask = bn.relu ? y : Tensor();
-  const auto as_input = bn.relu ? std::make_shared<InputBn>(InputBn{x, saved, {}}) : nullptr;
+  const auto as_input = bn.relu ? std::make_shared<InputBn>(InputBn{x, saved, {}, apply}) : nullptr;
   const bool first_and_once = p.tape->is_newest(x) && !(residual && residual->var == x.var);  // is x used here
   const auto as_output = first_and_once && p.moments.var == x.var ? p.moments.norm : nullptr;
   const auto backward = [&be = p.be, &pool = p.pool, tape = p.tape, x, mask, r, saved, &scale, &bias, bn, as_input,
@@ -98,6 +87,29 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
   y = p.tape->track(y, {"batch_norm", &scale}, backward);
   p.norm = {y.var, as_input};
   return y;
+}
+
+}  // namespace
+
+Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean,
+                  const Buffer& var, Bn bn, const Tensor* residual) {
+  return norm_as(p, x, scale, bias, mean, var, bn, residual, true);
+}
+
+Tensor batch_norm_relu_conv(Pass& p, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean,
+                            const Buffer& var, const Param& w, Conv conv) {
+  const bool apart = !p.tape || !p.train || p.tape->watched() || !p.be.takes_unapplied_bn(x, w.shape, conv);
+  return conv2d(p, norm_as(p, x, scale, bias, mean, var, {.relu = true}, nullptr, apart), w, conv);
+}
+
+Tensor conv_batch_norm(Pass& p, const Tensor& x, const Param& w, Conv conv, const Param& scale, const Param& bias,
+                       const Buffer& mean, const Buffer& var, Bn bn, const Tensor* residual) {
+  if (!p.tape && !p.train) {
+    const Tensor y = p.pool.empty(conv2d_shape(x, w, conv), x.dtype());
+    require_batch_norm(y, scale, bias, mean, var, residual);
+    if (p.be.conv_bn(y, x, w.compute, conv, residual, {scale.master, bias.master, mean.value, var.value}, bn)) return y;
+  }
+  return batch_norm(p, conv2d(p, x, w, conv), scale, bias, mean, var, bn, residual);
 }
 
 Tensor group_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bias, int groups, float eps) {

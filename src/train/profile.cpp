@@ -51,6 +51,17 @@ class Profiler final : public Backend {
         flops(y, w), note_of(w.shape(), conv));
     return known;
   }
+  bool conv_of_bn_forward(const Tensor& y, const Tensor& x, const Tensor& saved, const Tensor& w, Conv conv,
+                          const Tensor* moments) override {
+    bool known = false;
+    note(
+        "conv_forward", {&y, &x, &w}, [&] { known = inner_->conv_of_bn_forward(y, x, saved, w, conv, moments); },
+        w.raw(), flops(y, w), note_of(w.shape(), conv));
+    return known;
+  }
+  bool takes_unapplied_bn(const Tensor& x, const Shape& w, Conv conv) const override {
+    return inner_->takes_unapplied_bn(x, w, conv);
+  }
   void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) override {
     note(
         "conv_backward_data", {&dx, &dy, &w}, [&] { inner_->conv_backward_data(dx, dy, w, conv); }, w.raw(),
@@ -75,9 +86,9 @@ class Profiler final : public Backend {
   }
   void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState& state,
                   Bn bn, bool train, const Tensor* moments) override {
-    note(
-        "bn_forward", {&y, &x, residual}, [&] { inner_->bn_forward(y, saved, x, residual, state, bn, train, moments); },
-        state.scale.raw());
+    const auto call = [&] { inner_->bn_forward(y, saved, x, residual, state, bn, train, moments); };
+    if (!y && moments) return note("bn_forward", {&saved, moments}, call, state.scale.raw());  // x is not read
+    note("bn_forward", {&x, y ? &y : nullptr, residual}, call, state.scale.raw());
   }
   void bn_backward(const Tensor& dx, const Tensor* dresidual, const Tensor& dscale, const Tensor& dbias,
                    const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved, const Tensor& scale, Bn bn,

@@ -108,6 +108,7 @@ void batch_norm_forward(ThreadPool& pool, Simd simd, const Tensor& y, const Tens
   } else {
     batch_norm_factors(state, bn, a.data(), b.data());
   }
+  if (!y) return;
   pool.run(c.count, [&](int64_t chunk, int) {
     kernels.apply(c.at(chunk, y), c.at(chunk, x), c.at(chunk, residual), a.data(), b.data(), bn.relu, c.rows_of(chunk),
                   C);

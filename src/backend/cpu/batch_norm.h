@@ -6,7 +6,8 @@
 
 namespace linnet {
 
-// `saved` [4, channels]: mean, 1/std, and a and b of y = a x + b; a is NaN where a residual was added.
+// `saved` [4, channels]: mean, 1/std, and a and b of y = a x + b; a is NaN where a residual was added. y may be
+// empty: then only `saved` and the running statistics are written.
 void batch_norm_forward(ThreadPool&, Simd, const Tensor& y, const Tensor& saved, const Tensor& x,
                         const Tensor* residual, const BnState&, Bn, bool train, const Tensor* moments);
 // Evaluation's a and b of y = a x + b, [channels].

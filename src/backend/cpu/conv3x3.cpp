@@ -35,7 +35,10 @@ class InputSums {
     if (!input_) return call(nullptr);
     double* const own = sums_ + piece * 2 * channels_;
     std::fill_n(own, 2 * channels_, 0.0);
-    const Conv3x3InputBn of_kernel{input_->x.raw(), y_, input_->saved.data<float>(), own, own + channels_};
+    const float* const saved = input_->saved.data<float>();  // mean, 1/std, a, b
+    const Conv3x3InputBn of_kernel{input_->x.raw(),       input_->applied ? y_ : nullptr, saved,
+                                   saved + 2 * channels_, saved + 3 * channels_,          own,
+                                   own + channels_};
     call(&of_kernel);
   }
   void add_up() const {
@@ -51,6 +54,14 @@ class InputSums {
   int64_t channels_, pieces_;
   double* sums_;
 };
+
+// What a convolution makes of its input where the batch norm and the ReLU before it were not applied; `saved`: of
+// batch_norm_forward.
+Conv3x3Norm norm_of(const Tensor& saved) {
+  const int64_t channels = saved.dim(1);
+  const float* const a = saved.data<float>() + 2 * channels;
+  return {a, a + channels, true};
+}
 
 // Enough to keep many threads evenly busy. Each piece of a weight gradient costs a sum of its own, hence fewer of them.
 constexpr int64_t kPieces = 64, kWeightPieces = 16;
@@ -102,29 +113,31 @@ float* Conv3x3::scratch(const Conv3x3Kernels& kernels, int thread, const Conv3x3
 
 // Calls run(piece, tail -> convolves that piece of y).
 template <class Run>
-void Conv3x3::for_pieces(const Conv3x3Kernels& kernels, const Tensor& y, const Tensor& x, const Conv3x3Shape& s,
-                         int64_t count, const Run& run) {
+void Conv3x3::for_pieces(const Conv3x3Kernels& kernels, const Tensor& y, const Tensor& x, const Conv3x3Norm* of_x,
+                         const Conv3x3Shape& s, int64_t count, const Run& run) {
   const Pieces pieces(kernels.tiles(s), kernels.block, kPieces);
   pool_.run(count, [&](int64_t piece, int thread) {
     run(piece, [&](const Conv3x3Tail& tail) {
       const int64_t first = piece * pieces.size, end = std::min(pieces.tiles, first + pieces.size);
-      kernels.convolve(y.raw(), x.raw(), filters_.data.get(), s, first, end, scratch(kernels, thread, s), tail);
+      kernels.convolve(y.raw(), x.raw(), of_x, filters_.data.get(), s, first, end, scratch(kernels, thread, s), tail);
     });
   });
 }
 
-void Conv3x3::forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments) {
+void Conv3x3::forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments, const Tensor* saved) {
   const Conv3x3Kernels& kernels = kernels_for(x.dtype());
   const Conv3x3Shape s = shape_of(x, w);
   const int64_t k = s.k, count = Pieces(kernels.tiles(s), kernels.block, kPieces).count;
+  const Conv3x3Norm norm = saved ? norm_of(*saved) : Conv3x3Norm{};
+  const Conv3x3Norm* const of_x = saved ? &norm : nullptr;
   pack_filters(kernels, w, false);
   if (!moments)
-    return for_pieces(kernels, y, x, s, count, [](int64_t, const auto& convolve) { convolve(Conv3x3Tail{}); });
+    return for_pieces(kernels, y, x, of_x, s, count, [](int64_t, const auto& convolve) { convolve(Conv3x3Tail{}); });
 
   // A piece's sums: how many pixels, the sums, those of squares, the shift (as floats).
   const int64_t stride = 1 + 3 * k;
   double* const sums = reinterpret_cast<double*>(sums_.at_least(2 * stride * count));
-  for_pieces(kernels, y, x, s, count, [&](int64_t piece, const auto& convolve) {
+  for_pieces(kernels, y, x, of_x, s, count, [&](int64_t piece, const auto& convolve) {
     double* const own = sums + piece * stride;
     std::fill_n(own, 1 + 2 * k, 0.0);
     Conv3x3Sums of_piece{reinterpret_cast<float*>(own + 1 + 2 * k), own + 1, own + 1 + k, 0};
@@ -149,7 +162,7 @@ void Conv3x3::forward_bn(const Tensor& y, const Tensor& x, const Tensor& w, cons
   const Conv3x3Shape s = shape_of(x, w);
   pack_filters(kernels, w, false);
   for_pieces(
-      kernels, y, x, s, Pieces(kernels.tiles(s), kernels.block, kPieces).count,
+      kernels, y, x, nullptr, s, Pieces(kernels.tiles(s), kernels.block, kPieces).count,
       [&](int64_t, const auto& convolve) { convolve({.plus = residual ? residual->raw() : nullptr, .norm = &norm}); });
 }
 
@@ -171,7 +184,7 @@ void Conv3x3::data(const Conv3x3Kernels& kernels, const Tensor& dx, const Tensor
   const int64_t count = Pieces(kernels.tiles(s), kernels.block, kPieces).count;
   const InputSums sums(input, x, count, sums_.at_least(InputSums::floats(x, count)));
   pack_filters(kernels, w, true);
-  for_pieces(kernels, dx, dy, s, count, [&](int64_t piece, const auto& convolve) {
+  for_pieces(kernels, dx, dy, nullptr, s, count, [&](int64_t piece, const auto& convolve) {
     sums.of_piece(piece, [&](const Conv3x3InputBn* of_piece) {
       convolve({.plus = plus ? plus->raw() : nullptr, .input = of_piece});
     });
@@ -208,10 +221,14 @@ void Conv3x3::for_weight_pieces(const Conv3x3Kernels& kernels, float* dw, const 
 }
 
 void Conv3x3::backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x) {
-  const Conv3x3Kernels& kernels = kernels_for(dy.dtype());
+  weight(kernels_for(dy.dtype()), dw, dy, x, nullptr);
+}
+
+void Conv3x3::weight(const Conv3x3Kernels& kernels, const Tensor& dw, const Tensor& dy, const Tensor& x,
+                     const Conv3x3Norm* of_x) {
   const Conv3x3Shape s = shape_of(x, dw);
   for_weight_pieces(kernels, dw.data<float>(), s, [&](int64_t, float* sum, int64_t first, int64_t end, float* memory) {
-    kernels.weight_gradient(sum, dy.raw(), x.raw(), s, first, end, memory);
+    kernels.weight_gradient(sum, dy.raw(), x.raw(), of_x, s, first, end, memory);
   });
 }
 
@@ -220,8 +237,11 @@ bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, con
   const Conv3x3Kernels& kernels = kernels_for(dy.dtype());
   const Conv3x3Shape s = shape_of(x, w);
   if (!kernels.knows_batch_norm) input = nullptr;
+  const bool apply = input && !input->applied;
+  const Conv3x3Norm norm = apply ? norm_of(input->saved) : Conv3x3Norm{};
+  const Conv3x3Norm* const of_x = apply ? &norm : nullptr;
   if (s.c * s.k > kernels.pairs_at_once) {
-    backward_weight(dw, dy, x);
+    weight(kernels, dw, dy, x, of_x);
     data(kernels, dx, dy, w, plus, x, input);
     return input != nullptr;
   }
@@ -235,7 +255,7 @@ bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, con
   pack_filters(kernels, w, true);
   const auto work = [&](int64_t piece, float* sum, int64_t first, int64_t end, float* memory) {
     sums.of_piece(piece, [&](const Conv3x3InputBn* of_piece) {
-      kernels.backward(dx.raw(), sum, dy.raw(), x.raw(), filters_.data.get(), s, first, end, memory,
+      kernels.backward(dx.raw(), sum, dy.raw(), x.raw(), of_x, filters_.data.get(), s, first, end, memory,
                        {.plus = plus ? plus->raw() : nullptr, .input = of_piece}, output ? &behind : nullptr);
     });
   };

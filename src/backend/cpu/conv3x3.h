@@ -25,7 +25,9 @@ class Conv3x3 {
 
   // y [n,h,w,k] from x [n,h,w,c] and w [k,3,3,c]; all dense, f32 or bf16. The other three give its gradients, dw in
   // f32. moments [2,k], unless null: each channel's mean and sum of squared deviations from it, before y is rounded.
-  void forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments = nullptr);
+  // saved, unless null: Backend::conv_of_bn_forward's.
+  void forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments = nullptr,
+               const Tensor* saved = nullptr);
   void backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w);
   void backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x);
   // dx = its gradient + plus (may be null, may be dx). input, output and the result: as Backend::conv_backward has
@@ -50,8 +52,9 @@ class Conv3x3 {
   const Conv3x3Kernels& kernels_for(DType) const;
   void pack_filters(const Conv3x3Kernels&, const Tensor& w, bool turned);
   template <class Run>
-  void for_pieces(const Conv3x3Kernels&, const Tensor& y, const Tensor& x, const Conv3x3Shape&, int64_t count,
-                  const Run&);
+  void for_pieces(const Conv3x3Kernels&, const Tensor& y, const Tensor& x, const Conv3x3Norm* of_x, const Conv3x3Shape&,
+                  int64_t count, const Run&);
+  void weight(const Conv3x3Kernels&, const Tensor& dw, const Tensor& dy, const Tensor& x, const Conv3x3Norm* of_x);
   void data(const Conv3x3Kernels&, const Tensor& dx, const Tensor& dy, const Tensor& w, const Tensor* plus,
             const Tensor& x, const InputBn* input);
   template <class Work>

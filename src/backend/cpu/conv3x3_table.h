@@ -23,8 +23,9 @@ struct Conv3x3Sums {
 // What made a convolution's input: a batch norm with a ReLU, whose backward pass begins with sums over the gradient of
 // that input behind the ReLU, g. x and y are like the input, the rest is [channels].
 struct Conv3x3InputBn {
-  const void *x, *y;       // before and behind it; the ReLU lets pass where y > 0
-  const float* mean;       // of x
+  const void *x, *y;  // before and behind it; the ReLU lets pass where y > 0, or, if y is null, a x + b > 0
+  const float* mean;  // of x
+  const float *a, *b;
   double *sum, *products;  // added to: g, and g (x - mean)
 };
 
@@ -35,7 +36,7 @@ struct Conv3x3OutputBn {
   const float *a, *b, *c;  // [channels]
 };
 
-// Batch norm in evaluation: y = a v + b, [channels], (+ plus), then the ReLU if asked for.
+// Batch norm as y = a v + b, [channels], (+ plus), then the ReLU if asked for.
 struct Conv3x3Norm {
   const float *a, *b;
   bool relu;
@@ -69,17 +70,19 @@ struct Conv3x3Kernels {
   // The same for backward-data, a convolution with the filters turned by 180 degrees and c and k in each other's place.
   void (*turned_filters)(float* filters, const void* w, int64_t c, int64_t k, int64_t group_c, int64_t group_k);
 
+  // In all three x stands for what `of_x`, unless it is null, makes of it.
   // y [n,h,w,k] = x [n,h,w,c] * filters, for the output tiles first..end-1.
-  void (*convolve)(void* y, const void* x, const float* filters, const Conv3x3Shape&, int64_t first, int64_t end,
-                   float* scratch, const Conv3x3Tail&);
+  void (*convolve)(void* y, const void* x, const Conv3x3Norm* of_x, const float* filters, const Conv3x3Shape&,
+                   int64_t first, int64_t end, float* scratch, const Conv3x3Tail&);
 
   // dw [k,3,3,c] = what the tiles first..end-1 of x [n,h,w,c] add to the weight gradient, given all of dy [n,h,w,k].
-  void (*weight_gradient)(float* dw, const void* dy, const void* x, const Conv3x3Shape&, int64_t first, int64_t end,
-                          float* scratch);
+  void (*weight_gradient)(float* dw, const void* dy, const void* x, const Conv3x3Norm* of_x, const Conv3x3Shape&,
+                          int64_t first, int64_t end, float* scratch);
   // That, and those tiles of dx [n,h,w,c] = dy * turned filters. dy stands for what `output`, unless it is null, makes
   // of it.
-  void (*backward)(void* dx, float* dw, const void* dy, const void* x, const float* turned_filters, const Conv3x3Shape&,
-                   int64_t first, int64_t end, float* scratch, const Conv3x3Tail&, const Conv3x3OutputBn* output);
+  void (*backward)(void* dx, float* dw, const void* dy, const void* x, const Conv3x3Norm* of_x,
+                   const float* turned_filters, const Conv3x3Shape&, int64_t first, int64_t end, float* scratch,
+                   const Conv3x3Tail&, const Conv3x3OutputBn* output);
 };
 
 extern const Conv3x3Kernels winograd_f32_avx2, winograd_bf16_avx2, winograd_f32_avx512, winograd_bf16_avx512;

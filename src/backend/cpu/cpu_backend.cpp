@@ -98,6 +98,14 @@ class CpuBackend final : public SharedBackend<CpuExec> {
     conv3x3_.forward(y, x, w, moments ? moments->data<double>() : nullptr);
     return moments != nullptr;
   }
+  bool conv_of_bn_forward(const Tensor& y, const Tensor& x, const Tensor& saved, const Tensor& w, Conv,
+                          const Tensor* moments) override {
+    conv3x3_.forward(y, x, w, moments ? moments->data<double>() : nullptr, &saved);
+    return moments != nullptr;
+  }
+  bool takes_unapplied_bn(const Tensor& x, const Shape& w, Conv conv) const override {
+    return x.dtype() != DType::fp16 && takes_own(w, conv) && conv3x3_.knows_batch_norm(x.dtype());
+  }
   void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv conv) override {
     if (dx.dtype() == DType::fp16) {
       const Tensor wide_dx = room(0, dx);

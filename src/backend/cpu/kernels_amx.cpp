@@ -322,8 +322,8 @@ void convolve_band(Half* y, const Half* plus, const float* filters, const Conv3x
     write<false, false>(y, nullptr, memory.out, s, k, band, nullptr, false);
 }
 
-void convolve(void* y, const void* x, const float* filters, const Conv3x3Shape& s, int64_t first, int64_t end,
-              float* scratch, const Conv3x3Tail& tail) {
+void convolve(void* y, const void* x, const Conv3x3Norm*, const float* filters, const Conv3x3Shape& s, int64_t first,
+              int64_t end, float* scratch, const Conv3x3Tail& tail) {
   const void* const plus = tail.plus;
   Conv3x3Sums* const sums = tail.sums;
   const Tiles tiles;
@@ -471,13 +471,14 @@ void backward_as(Half* dx, float* dw, const Half* dy, const Half* x, const Half*
   write_weights(dw, memory.sums, s);
 }
 
-void weight_gradient(float* dw, const void* dy, const void* x, const Conv3x3Shape& s, int64_t first, int64_t end,
-                     float* scratch) {
+void weight_gradient(float* dw, const void* dy, const void* x, const Conv3x3Norm*, const Conv3x3Shape& s, int64_t first,
+                     int64_t end, float* scratch) {
   backward_as<false>(nullptr, dw, static_cast<const Half*>(dy), static_cast<const Half*>(x), nullptr, nullptr, s, first,
                      end, scratch);
 }
-void backward(void* dx, float* dw, const void* dy, const void* x, const float* turned_filters, const Conv3x3Shape& s,
-              int64_t first, int64_t end, float* scratch, const Conv3x3Tail& tail, const Conv3x3OutputBn*) {
+void backward(void* dx, float* dw, const void* dy, const void* x, const Conv3x3Norm*, const float* turned_filters,
+              const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch, const Conv3x3Tail& tail,
+              const Conv3x3OutputBn*) {
   backward_as<true>(static_cast<Half*>(dx), dw, static_cast<const Half*>(dy), static_cast<const Half*>(x),
                     static_cast<const Half*>(tail.plus), turned_filters, s, first, end, scratch);
 }

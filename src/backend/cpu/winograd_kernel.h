@@ -166,6 +166,20 @@ struct Pixels {
   State begin(int64_t) const { return {}; }
   V at(const State&, int64_t i) const { return load(in + i); }
 };
+// ... or what a batch norm and a ReLU that were not applied make of one ...
+template <class T>
+struct Applied {
+  const T* in;
+  const float *a, *b;
+  struct State {
+    V a, b;
+  };
+  State begin(int64_t channel) const { return {load(a + channel), load(b + channel)}; }
+  V at(const State& s, int64_t i) const {
+    const V v = load(in + i) * s.a + s.b;
+    return v < V{} ? V{} : v;
+  }
+};
 // ... or the gradient that stands behind a batch norm.
 template <class T>
 struct BehindBn {
@@ -198,6 +212,14 @@ void read_tiles(float* block, From in, const Conv3x3Shape& s, int64_t channels, 
         transform<Size, 6, line>([&](int i, int j) { return patch.inside(s, i, j) ? pixel(i, j) : V{}; }, put);
     }
   }
+}
+
+template <int Size, void (*line)(const V (&)[Size], V (&)[6]), class T>
+void read_input(float* block, const T* x, const Conv3x3Norm* of_x, const Conv3x3Shape& s, int64_t first, int64_t end) {
+  if (of_x)
+    read_tiles<Size, line>(block, Applied<T>{x, of_x->a, of_x->b}, s, s.c, first, end);
+  else
+    read_tiles<Size, line>(block, Pixels<T>{x}, s, s.c, first, end);
 }
 
 // The patches of a gradient.
@@ -267,20 +289,21 @@ struct Normalised {
 };
 
 // For its gradient: v (+ plus) behind the ReLU's mask, on the way to Conv3x3InputBn.
-template <class T, bool kPlus>
+template <class T, bool kPlus, bool kFromX>
 struct BehindRelu {
   const T *plus, *x, *y;
-  const float* mean;
+  const float *mean, *a, *b;
   float *sum, *products;
   struct State {
-    V mean, sum, products;
+    V mean, a, b, sum, products;
   };
-  State begin(int64_t c) const { return {load(mean + c), load(sum + c), load(products + c)}; }
+  State begin(int64_t c) const { return {load(mean + c), load(a + c), load(b + c), load(sum + c), load(products + c)}; }
   V pass(State& s, int64_t at, V v) const {
     if (kPlus) v += load(plus + at);
-    v = load(y + at) > V{} ? v : V{};
+    const V input = load(x + at);
+    v = (kFromX ? input * s.a + s.b : load(y + at)) > V{} ? v : V{};
     s.sum += v;
-    s.products += v * (load(x + at) - s.mean);
+    s.products += v * (input - s.mean);
     return v;
   }
   void end(int64_t c, const State& s) const {
@@ -341,13 +364,16 @@ void write_block(T* out, const float* block, const Conv3x3Shape& s, int64_t chan
   }
   const Conv3x3InputBn* input = tail.input;
   if (!input) return plus ? write(Written<T, true>{plus}) : write(Written<T, false>{plus});
-  const T *x = static_cast<const T*>(input->x), *y = static_cast<const T*>(input->y);
   float *sum = scratch, *products = sum + channels;
   __builtin_memset(scratch, 0, sizeof(float) * uint64_t(2 * channels));
+  const auto behind_relu = [&]<bool kPlus, bool kFromX>() {
+    write(BehindRelu<T, kPlus, kFromX>{plus, static_cast<const T*>(input->x), static_cast<const T*>(input->y),
+                                       input->mean, input->a, input->b, sum, products});
+  };
   if (plus)
-    write(BehindRelu<T, true>{plus, x, y, input->mean, sum, products});
+    input->y ? behind_relu.template operator()<true, false>() : behind_relu.template operator()<true, true>();
   else
-    write(BehindRelu<T, false>{plus, x, y, input->mean, sum, products});
+    input->y ? behind_relu.template operator()<false, false>() : behind_relu.template operator()<false, true>();
   take_sums(input->sum, sum, channels);
   take_sums(input->products, products, channels);
 }
@@ -496,8 +522,8 @@ void turned_filters(float* u, const void* w_, int64_t c, int64_t k, int64_t grou
 }
 
 template <class T>
-void convolve(void* y_, const void* x_, const float* u, const Conv3x3Shape& s, int64_t first, int64_t end,
-              float* scratch, const Conv3x3Tail& tail) {
+void convolve(void* y_, const void* x_, const Conv3x3Norm* of_x, const float* u, const Conv3x3Shape& s, int64_t first,
+              int64_t end, float* scratch, const Conv3x3Tail& tail) {
   T* y = static_cast<T*>(y_);
   const T* x = static_cast<const T*>(x_);
   Conv3x3Sums* const sums = tail.sums;
@@ -506,13 +532,13 @@ void convolve(void* y_, const void* x_, const float* u, const Conv3x3Shape& s, i
   if (sums) __builtin_memset(rest, 0, sizeof(float) * uint64_t(2 * s.k));
   for (int64_t t = first; t < end; t += kBlock) {
     const int64_t stop = t + kBlock < end ? t + kBlock : end;
-    read_tiles<6, data_line>(v, Pixels<T>{x}, s, s.c, t, stop);
+    read_input<6, data_line>(v, x, of_x, s, t, stop);
     for (int p = 0; p < kPositions; ++p) {
       multiply_block(m + p * kGroup, v + p * kGroup, u + p * s.c * s.k, stop - t, s.c, s.k);
       prefetch<true>(y, s.k, t, stop - t, p);
       prefetch<false>(x, s.c, stop, kBlock, p);
       if (tail.input) prefetch<false>(static_cast<const T*>(tail.input->x), s.k, t, stop - t, p);
-      if (tail.input) prefetch<false>(static_cast<const T*>(tail.input->y), s.k, t, stop - t, p);
+      if (tail.input && tail.input->y) prefetch<false>(static_cast<const T*>(tail.input->y), s.k, t, stop - t, p);
     }
     if (!sums) {
       write_block(y, m, s, s.k, t, stop, tail, rest);
@@ -544,14 +570,15 @@ void write_weights(float* dw, const float* sums, const Conv3x3Shape& s) {
 
 // Both gradients, or that of the weights alone: they share the transform of dy.
 template <class T, bool kData>
-void backward_as(T* dx, float* dw, const T* dy, const T* x, const float* turned, const Conv3x3Shape& s, int64_t first,
-                 int64_t end, float* scratch, const Conv3x3Tail& tail, const Conv3x3OutputBn* output) {
+void backward_as(T* dx, float* dw, const T* dy, const T* x, const Conv3x3Norm* of_x, const float* turned,
+                 const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch, const Conv3x3Tail& tail,
+                 const Conv3x3OutputBn* output) {
   float *vx = scratch, *vy = vx + s.c / kGroup * kPlane, *m = vy + s.k / kGroup * kPlane,
         *sums = m + s.c / kGroup * kPlane, *rest = sums + kPositions * s.c * s.k;
   __builtin_memset(sums, 0, sizeof(float) * uint64_t(kPositions * s.c * s.k));
   for (int64_t t = first; t < end; t += kBlock) {
     const int64_t stop = t + kBlock < end ? t + kBlock : end;
-    read_tiles<4, tile_line>(vx, Pixels<T>{x}, s, s.c, t, stop);
+    read_input<4, tile_line>(vx, x, of_x, s, t, stop);
     read_gradient(vy, dy, output, s, s.k, t, stop);
     for (int p = 0; p < kPositions; ++p) {
       if (kData) multiply_block(m + p * kGroup, vy + p * kGroup, turned + p * s.c * s.k, stop - t, s.k, s.c);
@@ -568,16 +595,17 @@ void backward_as(T* dx, float* dw, const T* dy, const T* x, const float* turned,
 }
 
 template <class T>
-void weight_gradient(float* dw, const void* dy, const void* x, const Conv3x3Shape& s, int64_t first, int64_t end,
-                     float* scratch) {
-  backward_as<T, false>(nullptr, dw, static_cast<const T*>(dy), static_cast<const T*>(x), nullptr, s, first, end,
+void weight_gradient(float* dw, const void* dy, const void* x, const Conv3x3Norm* of_x, const Conv3x3Shape& s,
+                     int64_t first, int64_t end, float* scratch) {
+  backward_as<T, false>(nullptr, dw, static_cast<const T*>(dy), static_cast<const T*>(x), of_x, nullptr, s, first, end,
                         scratch, {}, nullptr);
 }
 template <class T>
-void backward(void* dx, float* dw, const void* dy, const void* x, const float* turned, const Conv3x3Shape& s,
-              int64_t first, int64_t end, float* scratch, const Conv3x3Tail& tail, const Conv3x3OutputBn* output) {
-  backward_as<T, true>(static_cast<T*>(dx), dw, static_cast<const T*>(dy), static_cast<const T*>(x), turned, s, first,
-                       end, scratch, tail, output);
+void backward(void* dx, float* dw, const void* dy, const void* x, const Conv3x3Norm* of_x, const float* turned,
+              const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch, const Conv3x3Tail& tail,
+              const Conv3x3OutputBn* output) {
+  backward_as<T, true>(static_cast<T*>(dx), dw, static_cast<const T*>(dy), static_cast<const T*>(x), of_x, turned, s,
+                       first, end, scratch, tail, output);
 }
 
 template <class T>
