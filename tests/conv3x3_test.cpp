@@ -292,7 +292,8 @@ TEST(Conv3x3, SumsForTheBatchNormThatMadeItsInput) {
       }
 }
 
-// What batch norms left to a convolution, against the same with tensors in which it was done. In f32 to the last bit.
+// What batch norms leave to a convolution, against the same with tensors in which it was done; in f32 that differs by
+// how a product and a sum are rounded, at most. (norm_test: not at all, in one build.)
 TEST(Conv3x3, WhatBatchNormsLeaveToIt) {
   ThreadPool pool(2);
   for (Simd simd : all_simd())
@@ -319,10 +320,7 @@ TEST(Conv3x3, WhatBatchNormsLeaveToIt) {
         const auto room = [&](const Shape& shape, DType d) { return of(Floats(size_t(shape.numel())), shape, d); };
         const auto expect = [&](const Tensor& got, const Tensor& want) {
           const Floats v = floats_of(want);
-          if (type == DType::f32)
-            EXPECT_EQ(floats_of(got), v);
-          else
-            EXPECT_LE(error(floats_of(got), {v.begin(), v.end()}), 0x1p-8);
+          EXPECT_LE(error(floats_of(got), {v.begin(), v.end()}), type == DType::f32 ? 1e-5 : 0x1p-8);
         };
 
         const Tensor got = room(out, type), want = room(out, DType::f32);
@@ -342,9 +340,11 @@ TEST(Conv3x3, WhatBatchNormsLeaveToIt) {
         EXPECT_TRUE(conv.backward(dx2, dw2, dy2, x2, w2, nullptr, &input2));
         expect(dx, dx2);
         expect(dw, dw2);
+        const Floats vdx = floats_of(dx2);
+        const double largest = double(*std::max_element(vdx.begin(), vdx.end()));
         for (int64_t i = 0; i < 2 * s.c; ++i) {
-          const double v = sums2.data<double>()[i], off = type == DType::f32 ? 0 : 1e-5 * (1 + std::abs(v));
-          EXPECT_NEAR(sums.data<double>()[i], v, off);
+          const double pixels = double(in.numel() / s.c), factor = i < s.c ? 1 : 10;  // |x - mean| is below 10
+          EXPECT_NEAR(sums.data<double>()[i], sums2.data<double>()[i], 1e-5 * largest * pixels * factor);
         }
 
         const Tensor residual = of(noise(out.numel(), 9), out, type);
