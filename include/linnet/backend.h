@@ -152,8 +152,10 @@ class Backend {
   virtual bool conv_forward(const Tensor& y, const Tensor& x, const Tensor& w, Conv, const Tensor* moments) = 0;
   // The same of relu(bn(x)), which is made as x is read, from what bn_forward left in `saved`. Only where
   // takes_unapplied_bn, which says so for this x and w [k,r,s,c].
-  virtual bool conv_of_bn_forward(const Tensor& y, const Tensor& x, const Tensor& saved, const Tensor& w, Conv,
-                                  const Tensor* moments);
+  virtual bool conv_of_bn_forward(const Tensor& /*y*/, const Tensor& /*x*/, const Tensor& /*saved*/,
+                                  const Tensor& /*w*/, Conv, const Tensor* /*moments*/) {
+    fail(Exit::failure, "[conv2d] this backend takes no batch norm that was not applied");
+  }
   virtual bool takes_unapplied_bn(const Tensor& /*x*/, const Shape& /*w*/, Conv) const { return false; }
   virtual void conv_backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w, Conv) = 0;
   virtual void conv_backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& x, Conv) = 0;
@@ -167,8 +169,8 @@ class Backend {
   virtual bool takes_output_bn(const Tensor& /*x*/, const Shape& /*w*/, Conv) const { return false; }
   // Over all but the last extent. train: batch statistics, running ones updated (unbiased variance), `saved` [4,
   // channels] f32 gets mean and 1/sqrt(var + eps) for backward; its other two rows are for what the backend likes to
-  // keep. moments (may be null) are those of x, from conv_forward. y may be empty: it is
-  // left to conv_of_bn_forward. Otherwise: running statistics, `saved` may be empty.
+  // keep. moments (may be null) are those of x, from conv_forward. y may be empty: it is left to conv_of_bn_forward.
+  // Otherwise: running statistics, `saved` may be empty.
   virtual void bn_forward(const Tensor& y, const Tensor& saved, const Tensor& x, const Tensor* residual, const BnState&,
                           Bn, bool train, const Tensor* moments) = 0;
   // dresidual (may be null) gets dy behind the ReLU's mask, which is taken from y (or from x, of which y was made). One

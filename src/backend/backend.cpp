@@ -17,10 +17,6 @@ std::unique_ptr<Backend> make_backend(const std::string& name, const BackendOpti
   fail(Exit::usage, "unknown device '{}': expected auto, cpu, cuda or check", name);
 }
 
-bool Backend::conv_of_bn_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, Conv, const Tensor*) {
-  fail(Exit::failure, "[conv2d] this backend takes no batch norm that was not applied");
-}
-
 std::string MemoryAccount::text() const {
   std::vector<std::pair<size_t, std::string>> lines;
   size_t all = 0;
