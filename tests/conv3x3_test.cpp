@@ -308,14 +308,14 @@ TEST(Conv3x3, WhatBatchNormsLeaveToIt) {
         const auto of = [](const Floats& v, const Shape& shape, DType d) { return tensor_of(v, shape, d); };
         const Tensor x = of(t.x, in, type), w = of(t.w, weights, type), g = of(t.dy, out, type);
         const Tensor saved = of(noise(4 * s.c, 6), {4, s.c}, DType::f32);
-        const Tensor factors = of(noise(3 * s.k, 7), {3, s.k}, DType::f32), y = of(noise(out.numel(), 8), out, type);
+        const Tensor factors = of(noise(4 * s.k, 7), {4, s.k}, DType::f32), y = of(noise(out.numel(), 8), out, type);
         // Done in f32: the wanted results are those of f32 kernels.
         Floats applied = floats_of(x), behind = floats_of(g);
         const Floats a = floats_of(saved), f = floats_of(factors), vy = floats_of(y), wide_w = floats_of(w);
         for (size_t i = 0, c = size_t(s.c); i < applied.size(); ++i)
           applied[i] = std::max(0.f, std::fma(applied[i], a[2 * c + i % c], a[3 * c + i % c]));
         for (size_t i = 0, k = size_t(s.k); i < behind.size(); ++i)
-          behind[i] = std::fma(f[i % k], behind[i], std::fma(f[k + i % k], vy[i], f[2 * k + i % k]));
+          behind[i] = std::fma(f[i % k], behind[i], std::fma(f[k + i % k], vy[i] - f[2 * k + i % k], f[3 * k + i % k]));
         const Tensor x2 = of(applied, in, DType::f32), w2 = of(wide_w, weights, DType::f32);
         const auto room = [&](const Shape& shape, DType d) { return of(Floats(size_t(shape.numel())), shape, d); };
         const auto expect = [&](const Tensor& got, const Tensor& want) {

@@ -1,5 +1,8 @@
 // Batch, group and layer norm on every backend.
+#include <map>
+
 #include "gradcheck.h"
+#include "linnet/profile.h"
 
 namespace linnet {
 namespace {
@@ -223,6 +226,52 @@ TEST_P(NormTest, BatchNormReluConv) {
     return batch_norm_relu_conv(p, o.x[0], *o.w[0], *o.w[1], *o.state[0], *o.state[1], *o.w[2], {1, 1});
   };
   for (DType dtype : {DType::f32, DType::bf16}) check_same_bits(threads, dtype);
+}
+
+// What is fused must be: if it were not, all results would be right, and only the speed would go.
+TEST(Norm, TheCpuFusesWhatItCan) {
+  const auto log = std::make_shared<CallLog>();
+  const auto be = make_profiler(make_cpu_backend(2), log);
+  const auto calls = [&](const OpCase& c) {  // "conv_forward 2, ..."; a bn_backward of factors is told apart
+    log->clear();
+    log->start();
+    OpRun(c, *be).run();
+    log->stop();
+    std::map<std::string, int> count;
+    for (const CallSpan& s : log->spans())
+      if (s.param || std::string_view(s.call).starts_with("conv"))
+        ++count[std::string(s.call) +
+                (s.shape.rank() == 2 && std::string_view(s.call) == "bn_backward" ? " (left)" : "")];
+    return count;
+  };
+  const auto chain = [](auto f, bool train = true) {
+    OpCase c = conv_bn_conv_case("chain", {3, 8, 8, 16}, f);
+    c.train = train;
+    return c;
+  };
+  const auto left = [](Pass& p, const Operands& o) {
+    const Tensor z = conv2d(p, relu(p, o.x[0]), *o.w[2], {1, 1});
+    return batch_norm_relu_conv(p, z, *o.w[0], *o.w[1], *o.state[0], *o.state[1], *o.w[3], {1, 1});
+  };
+  auto got = calls(chain(left));
+  EXPECT_EQ(got["conv_of_bn"], 1) << "relu(bn(x)) made by the convolution behind it";
+  EXPECT_EQ(got["bn_backward (left)"], 1) << "sums from the one behind, the last step to the one before";
+  EXPECT_EQ(got["bn_backward"], 0);
+  got = calls(chain(kChains[0].second));  // apart: the same of the gradient
+  EXPECT_EQ(got["conv_of_bn"], 0);
+  EXPECT_EQ(got["bn_backward (left)"], 1);
+  for (const size_t not_alone : {2, 3, 4}) {  // somebody else adds to the gradient
+    got = calls(chain(kChains[not_alone].second));
+    EXPECT_EQ(got["bn_backward (left)"], 0) << kChains[not_alone].first;
+    EXPECT_EQ(got["bn_backward"], 1) << kChains[not_alone].first;
+  }
+  got = calls(chain(
+      [](Pass& p, const Operands& o) {
+        return conv_batch_norm(p, o.x[0], *o.w[2], {1, 1}, *o.w[0], *o.w[1], *o.state[0], *o.state[1], {});
+      },
+      false));
+  EXPECT_EQ(got["conv_bn"], 1) << "in evaluation";
+  EXPECT_EQ(got["bn_forward"], 0);
 }
 
 // Whoever watches results sees all of them.

@@ -37,15 +37,17 @@ struct BnState {  // each [channels], f32
 // A batch norm with a ReLU whose result is the input of a convolution. Its backward pass begins with sums over that
 // result's gradient g (behind the ReLU), which conv_backward has at hand.
 struct InputBn {
-  Tensor x, saved;      // what bn_forward read and kept
-  Tensor sums;          // [2, channels] f64: of g, and of g (x - mean)
-  bool applied = true;  // false: its result was never written; the convolution makes it from x as it reads
+  Tensor x, saved;  // what bn_forward read and kept
+  Tensor sums;      // [2, channels] f64: of g, and of g (x - mean)
+  // false: its result was never written; the convolution, whose x is this one, makes it as it reads (in bf16 without
+  // the rounding that writing it is), and sums must be had from it.
+  bool applied = true;
 };
 // A batch norm whose input is the result y of a convolution. Its backward pass ends with a sum of three terms, which
-// conv_backward can add up as it reads them: the gradient of y is a g + b y + c, per channel.
+// conv_backward can add up as it reads them: the gradient of y is a g + b (y - mean) + c, per channel.
 struct OutputBn {
   Tensor y;
-  Tensor factors;  // [3, channels] f32: a, b, c
+  Tensor factors;  // [4, channels] f32: a, b, mean, c
 };
 
 using Unary = std::variant<Relu, LeakyRelu, Sigmoid, Tanh, Silu, Gelu>;

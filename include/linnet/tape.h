@@ -31,11 +31,12 @@ class Tape {
   // Called with every result as it is recorded, to look at it; empty: nobody looks.
   using Watcher = std::function<void(const Tensor& y, Op op)>;
   void watch(Watcher watcher) { watcher_ = std::move(watcher); }
-  bool watched() const { return watcher_ != nullptr; }  // then every result has to be there
+  bool watched() const { return watcher_ != nullptr; }  // then every result has to be there (in bf16: rounded)
   // Called in backward with every result's gradient, complete, before its op gets it; `var` is the result's
   // Tensor::var.
   using GradientWatcher = std::function<void(int64_t var, const Tensor& dy)>;
   void watch_gradients(GradientWatcher watcher) { gradient_watcher_ = std::move(watcher); }
+  bool gradients_watched() const { return gradient_watcher_ != nullptr; }  // then none may be left to the next op
 
   // What an op's backward calls for each of its inputs. The first writer moves in, later ones add; a constant (var -1)
   // is left out. An addition is done in place only by the sole owner of the memory: `add` hands one dy to both its

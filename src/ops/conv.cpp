@@ -15,7 +15,9 @@ Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
   Tensor y = p.pool.empty(conv2d_shape(x, w, conv), x.dtype());
   Tensor moments = p.tape && p.train ? p.pool.empty({2, w.shape[0]}, DType::f64) : Tensor();
   const std::shared_ptr<InputBn> norm =
-      p.tape && p.norm.var == x.var && p.tape->is_newest(x) ? std::exchange(p.norm.value, {}) : nullptr;
+      p.tape && p.norm.var == x.var && p.tape->is_newest(x) && !p.tape->gradients_watched()
+          ? std::exchange(p.norm.value, {})
+          : nullptr;
   const Tensor* const wanted = moments ? &moments : nullptr;
   const bool known = norm && !norm->applied ? p.be.conv_of_bn_forward(y, x, norm->saved, w.compute, conv, wanted)
                                             : p.be.conv_forward(y, x, w.compute, conv, wanted);
@@ -36,6 +38,7 @@ Tensor conv2d(Pass& p, const Tensor& x, const Param& w, Conv conv) {
           summed = be.conv_backward(dx, dw, dy, x, w.compute, conv, so_far ? &so_far : nullptr, input,
                                     output && output->factors ? output.get() : nullptr);
         });
+        require(!norm || norm->applied || summed, "[conv2d] the batch norm before it was left to it, and is not done");
         if (input && !summed) input->sums = {};
         tape->add_grad(x, std::move(dx));
       });

@@ -58,7 +58,8 @@ Tensor norm_as(Pass& p, const Tensor& x, const Param& scale, const Param& bias, 
   const Tensor mask = bn.relu ? y : Tensor();
   const auto as_input = bn.relu ? std::make_shared<InputBn>(InputBn{x, saved, {}, apply}) : nullptr;
   const bool first_and_once = p.tape->is_newest(x) && !(residual && residual->var == x.var);  // is x used here
-  const auto as_output = first_and_once && p.moments.var == x.var ? p.moments.norm : nullptr;
+  const bool may_be_left = first_and_once && !p.tape->gradients_watched() && p.moments.var == x.var;
+  const auto as_output = may_be_left ? p.moments.norm : nullptr;
   const auto backward = [&be = p.be, &pool = p.pool, tape = p.tape, x, mask, r, saved, &scale, &bias, bn, as_input,
                          as_output](const Tensor& dy) {
     const Tensor sums = as_input ? std::exchange(as_input->sums, {}) : Tensor();
@@ -70,7 +71,7 @@ Tensor norm_as(Pass& p, const Tensor& x, const Param& scale, const Param& bias, 
     Tensor dr = masked ? in_place_of_dy(true) : Tensor();
     // If nothing else is added to dx, the convolution that made x computes it from dy, which stands for it until then.
     const bool left = as_output && sums && !tape->grad(x);
-    if (left) *as_output = {x, pool.empty({3, x.dim(-1)}, DType::f32)};
+    if (left) *as_output = {x, pool.empty({4, x.dim(-1)}, DType::f32)};
     Tensor dx = left ? dy : in_place_of_dy(!wants_residual);
     tape->add_grad(scale, [&](const Tensor& dscale) {
       tape->add_grad(bias, [&](const Tensor& dbias) {
@@ -98,7 +99,9 @@ Tensor batch_norm(Pass& p, const Tensor& x, const Param& scale, const Param& bia
 
 Tensor batch_norm_relu_conv(Pass& p, const Tensor& x, const Param& scale, const Param& bias, const Buffer& mean,
                             const Buffer& var, const Param& w, Conv conv) {
-  const bool apart = !p.tape || !p.train || p.tape->watched() || !p.be.takes_unapplied_bn(x, w.shape, conv);
+  conv2d_shape(x, w, conv);  // an error must leave the running statistics alone
+  const bool apart = !p.tape || !p.train || p.tape->watched() || p.tape->gradients_watched() ||
+                     !p.be.takes_unapplied_bn(x, w.shape, conv);
   return conv2d(p, norm_as(p, x, scale, bias, mean, var, {.relu = true}, nullptr, apart), w, conv);
 }
 

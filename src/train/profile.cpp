@@ -55,8 +55,8 @@ class Profiler final : public Backend {
                           const Tensor* moments) override {
     bool known = false;
     note(
-        "conv_forward", {&y, &x, &w}, [&] { known = inner_->conv_of_bn_forward(y, x, saved, w, conv, moments); },
-        w.raw(), flops(y, w), note_of(w.shape(), conv));
+        "conv_of_bn", {&y, &x, &w}, [&] { known = inner_->conv_of_bn_forward(y, x, saved, w, conv, moments); }, w.raw(),
+        flops(y, w), note_of(w.shape(), conv));
     return known;
   }
   bool takes_unapplied_bn(const Tensor& x, const Shape& w, Conv conv) const override {
@@ -76,7 +76,8 @@ class Profiler final : public Backend {
                      const Tensor* plus, const InputBn* input, const OutputBn* output) override {
     bool summed = false;
     note(
-        "conv_backward", {&dx, &dw, &dy, &x, &w, plus, input ? &input->x : nullptr, output ? &output->y : nullptr},
+        "conv_backward",
+        {&dx, &dw, &dy, &x, &w, plus, input && input->applied ? &input->x : nullptr, output ? &output->y : nullptr},
         [&] { summed = inner_->conv_backward(dx, dw, dy, x, w, conv, plus, input, output); }, w.raw(), 2 * flops(dy, w),
         note_of(w.shape(), conv));
     return summed;

@@ -92,9 +92,8 @@ void from_value(const Json& j, T& v) {
 // A number that the field cannot hold would become another one.
 template <std::signed_integral T>
 void from_value(const Json& j, T& v) {
-  const int64_t whole = j.is_number_integer() ? j.get<int64_t>() : INT64_MIN;
-  if (whole < -1 || whole > std::numeric_limits<T>::max()) throw std::runtime_error("expected a whole number in range");
-  v = T(whole);
+  v = whole<T>(j);
+  if (v < -1) throw std::runtime_error("expected a number of -1 or more");
 }
 
 void from_value(const Json& j, std::vector<int64_t>& all) {

@@ -153,7 +153,8 @@ void batch_norm_backward(ThreadPool& pool, Simd simd, const Tensor& dx, const Te
     float* const of_channel = factors->data<float>() + ch;
     of_channel[0] = a[size_t(ch)];
     of_channel[C] = k[size_t(ch)];
-    of_channel[2 * C] = float((factor * inv * inv * q * double(mean[ch]) - factor * s) / n);
+    of_channel[2 * C] = mean[ch];
+    of_channel[3 * C] = l[size_t(ch)];
   }
   if (factors) return;
   // a is scale / std in both directions. dresidual is masked already.

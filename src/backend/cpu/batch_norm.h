@@ -10,7 +10,8 @@ namespace linnet {
 // empty: then only `saved` and the running statistics are written.
 void batch_norm_forward(ThreadPool&, Simd, const Tensor& y, const Tensor& saved, const Tensor& x,
                         const Tensor* residual, const BnState&, Bn, bool train, const Tensor* moments);
-// Evaluation's a and b of y = a x + b, [channels].
+// sums and factors as Backend::bn_backward has them: with sums y is not read, with factors dx is not written.
+// batch_norm_factors: evaluation's a and b of y = a x + b, [channels].
 void batch_norm_factors(const BnState&, Bn, float* a, float* b);
 void batch_norm_backward(ThreadPool&, Simd, const Tensor& dx, const Tensor* dresidual, const Tensor& dscale,
                          const Tensor& dbias, const Tensor& dy, const Tensor& x, const Tensor& y, const Tensor& saved,

@@ -248,7 +248,7 @@ bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, con
   Conv3x3OutputBn behind{};
   if (output) {
     const float* const factors = output->factors.data<float>();
-    behind = {output->y.raw(), factors, factors + s.k, factors + 2 * s.k};
+    behind = {output->y.raw(), factors, factors + s.k, factors + 2 * s.k, factors + 3 * s.k};
   }
   const int64_t pieces = Pieces(kernels.tiles(s), kernels.block, kWeightPieces).count;
   const InputSums sums(input, x, pieces, sums_.at_least(InputSums::floats(x, pieces)));

@@ -36,7 +36,7 @@ class Conv3x3 {
                 const Tensor* plus = nullptr, const InputBn* input = nullptr, const OutputBn* output = nullptr);
   bool takes_output_bn(const Shape& w, DType) const;
 
-  // Whether the next and InputBn can be had: not in AMX tiles.
+  // Whether forward_bn, forward's `saved`, InputBn and OutputBn can be had: not in AMX tiles.
   bool knows_batch_norm(DType) const;
   // forward, and with its result what Conv3x3Norm says; residual may be null.
   void forward_bn(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor* residual, const Conv3x3Norm&);

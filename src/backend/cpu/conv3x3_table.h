@@ -29,11 +29,11 @@ struct Conv3x3InputBn {
   double *sum, *products;  // added to: g, and g (x - mean)
 };
 
-// What follows a convolution: a batch norm, behind which dy stands for the gradient a dy + b y + c, y being the
-// convolution's result.
+// What follows a convolution: a batch norm, behind which dy stands for the gradient a dy + b (y - mean) + c, y being
+// the convolution's result.
 struct Conv3x3OutputBn {
   const void* y;
-  const float *a, *b, *c;  // [channels]
+  const float *a, *b, *mean, *c;  // [channels]
 };
 
 // Batch norm as y = a v + b, [channels], (+ plus), then the ReLU if asked for.
@@ -42,9 +42,9 @@ struct Conv3x3Norm {
   bool relu;
 };
 
-// What is done with a result v on its way to memory. plus, unless null, is added; it may be the result's memory. Of the
-// others at most one is given: sums, of v without plus; input, for a v that is the gradient of what that batch norm
-// made, which goes behind the ReLU's mask; norm.
+// What is done with a result v on its way to memory. plus, unless null, is added, but not with sums; it may be the
+// result's memory. Of the others at most one is given: sums; input, for a v that is the gradient of what that batch
+// norm made, which goes behind the ReLU's mask; norm.
 struct Conv3x3Tail {
   const void* plus = nullptr;
   Conv3x3Sums* sums = nullptr;
@@ -70,7 +70,7 @@ struct Conv3x3Kernels {
   // The same for backward-data, a convolution with the filters turned by 180 degrees and c and k in each other's place.
   void (*turned_filters)(float* filters, const void* w, int64_t c, int64_t k, int64_t group_c, int64_t group_k);
 
-  // In all three x stands for what `of_x`, unless it is null, makes of it.
+  // In all three x stands for what `of_x`, unless it is null, makes of it, always with the ReLU.
   // y [n,h,w,k] = x [n,h,w,c] * filters, for the output tiles first..end-1.
   void (*convolve)(void* y, const void* x, const Conv3x3Norm* of_x, const float* filters, const Conv3x3Shape&,
                    int64_t first, int64_t end, float* scratch, const Conv3x3Tail&);

@@ -499,7 +499,7 @@ double multiply_zeros(int64_t rounds) {
 
 extern const PeakKernel peak_amx = {4 * 2 * kRows * kStep * kChannelGroup, multiply_zeros};
 
-// Knows nothing of batch norms' gradients: false.
+// Knows nothing of batch norms but their moments: false.
 extern const Conv3x3Kernels direct_bf16_amx = {
     1,       INT64_MAX,      false,    tiles,           filters_size, scratch_size,
     filters, turned_filters, convolve, weight_gradient, backward};
