@@ -247,8 +247,12 @@ bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, con
   }
   Conv3x3OutputBn behind{};
   if (output) {
-    const float* const factors = output->factors.data<float>();
-    behind = {output->y.raw(), factors, factors + s.k, factors + 2 * s.k, factors + 3 * s.k};
+    // The mean goes into c, as in forward's a x + b: a subtraction for every pixel of every patch cost 2.5 % of a step.
+    const float *const f = output->factors.data<float>(), *const factor_b = f + s.k, *const mean = f + 2 * s.k;
+    offsets_.resize(size_t(s.k));
+    for (int64_t k = 0; k < s.k; ++k)
+      offsets_[size_t(k)] = float(double(f[3 * s.k + k]) - double(factor_b[k]) * double(mean[k]));
+    behind = {output->y.raw(), f, factor_b, offsets_.data()};
   }
   const int64_t pieces = Pieces(kernels.tiles(s), kernels.block, kWeightPieces).count;
   const InputSums sums(input, x, pieces, sums_.at_least(InputSums::floats(x, pieces)));

@@ -65,6 +65,7 @@ class Conv3x3 {
   Simd simd_;
   std::vector<Buffer> scratch_;  // one per thread
   Buffer filters_, partial_, sums_;
+  std::vector<float> offsets_;  // of an OutputBn
 };
 
 }  // namespace linnet

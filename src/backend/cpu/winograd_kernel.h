@@ -184,14 +184,12 @@ struct Applied {
 template <class T>
 struct BehindBn {
   const T *dy, *y;
-  const float *a, *b, *mean, *c;
+  const float *a, *b, *c;
   struct State {
-    V a, b, mean, c;
+    V a, b, c;
   };
-  State begin(int64_t channel) const {
-    return {load(a + channel), load(b + channel), load(mean + channel), load(c + channel)};
-  }
-  V at(const State& s, int64_t i) const { return s.a * load(dy + i) + (s.b * (load(y + i) - s.mean) + s.c); }
+  State begin(int64_t channel) const { return {load(a + channel), load(b + channel), load(c + channel)}; }
+  V at(const State& s, int64_t i) const { return s.a * load(dy + i) + (s.b * load(y + i) + s.c); }
 };
 
 // Transforms the tiles first..end-1 of `in` into a block. Pixels outside the image are zero.
@@ -229,7 +227,7 @@ template <class T>
 void read_gradient(float* block, const T* dy, const Conv3x3OutputBn* output, const Conv3x3Shape& s, int64_t channels,
                    int64_t first, int64_t end) {
   if (!output) return read_tiles<6, data_line>(block, Pixels<T>{dy}, s, channels, first, end);
-  const BehindBn<T> from{dy, static_cast<const T*>(output->y), output->a, output->b, output->mean, output->c};
+  const BehindBn<T> from{dy, static_cast<const T*>(output->y), output->a, output->b, output->c};
   read_tiles<6, data_line>(block, from, s, channels, first, end);
 }
 
