@@ -291,6 +291,29 @@ TEST_P(NormTest, BatchNormReluConvIsWatchedInParts) {
   EXPECT_FALSE(seen[0].starts_with("batch_norm -")) << "not behind the ReLU: " << seen[0];
 }
 
+// And whoever watches gradients sees them whole: nothing behind a mask that is not its own, no stand-in.
+TEST_P(NormTest, GradientsOfConvolutionsAndBatchNormsAreWatchedWhole) {
+  for (const size_t chain : {0, 1}) {
+    OpCase c = conv_bn_conv_case(kChains[chain].first, {3, 6, 5, 16}, kChains[chain].second);
+    const auto gradients = [&](Backend& on) {
+      std::vector<Result> seen;
+      OpCase watched = c;
+      watched.f = [&](Pass& p, const Operands& o) {
+        p.tape->watch_gradients([&](int64_t var, const Tensor& dy) {
+          seen.push_back({fmt::format("result {}", var), download(on, dy)});
+        });
+        return kChains[chain].second(p, o);
+      };
+      OpRun(watched, on).run();
+      return seen;
+    };
+    ReferenceBackend reference;
+    const std::vector<Result> got = gradients(be()), want = gradients(reference);
+    ASSERT_GE(want.size(), 4u);
+    expect_close(got, want, 5 * kFloatTolerance);
+  }
+}
+
 // In evaluation a convolution and its batch norm may be one call; in f32 that changes no bit.
 TEST_P(NormTest, ConvBatchNorm) {
   for (const bool train : {false, true})

@@ -32,12 +32,12 @@ class BatchNorm2d : public Module {
   Tensor add_relu(Pass& p, const Tensor& x, const Tensor& residual) { return run(p, x, &residual, true); }
   // relu(p, conv.forward(p, x)) and add_relu(p, conv.forward(p, x), residual); one pass in evaluation.
   Tensor relu(Pass& p, const Conv2d& conv, const Tensor& x) { return run(p, conv, x, nullptr); }
+  Tensor add_relu(Pass& p, const Conv2d& conv, const Tensor& x, const Tensor& residual) {
+    return run(p, conv, x, &residual);
+  }
   // conv.forward(p, relu(p, x)), in one pass in training.
   Tensor relu_conv(Pass& p, const Tensor& x, const Conv2d& conv) {
     return batch_norm_relu_conv(p, x, scale_, bias_, mean_, var_, conv.weight_, conv.conv_);
-  }
-  Tensor add_relu(Pass& p, const Conv2d& conv, const Tensor& x, const Tensor& residual) {
-    return run(p, conv, x, &residual);
   }
 
  private:

@@ -11,16 +11,6 @@ namespace {
 
 Conv3x3Shape shape_of(const Tensor& x, const Tensor& w) { return {x.dim(0), x.dim(1), x.dim(2), w.dim(3), w.dim(0)}; }
 
-// Tiles in pieces of whole blocks: at most `pieces` of them.
-struct Pieces {
-  int64_t tiles, size, count;
-  Pieces(int64_t all, int64_t block, int64_t pieces) : tiles(all) {
-    const int64_t blocks = (tiles + block - 1) / block;
-    size = std::max<int64_t>(1, (blocks + pieces - 1) / pieces) * block;
-    count = (tiles + size - 1) / size;
-  }
-};
-
 // The sums that are asked for in an InputBn: each piece of the tiles has its own, which are added up in order.
 class InputSums {
  public:
@@ -68,6 +58,18 @@ constexpr int64_t kPieces = 64, kWeightPieces = 16;
 
 }  // namespace
 
+// Tiles in pieces of whole blocks: at most `pieces` of them.
+struct Conv3x3::Pieces {
+  int64_t tiles, size, count;
+  Pieces(const Conv3x3Kernels& kernels, const Conv3x3Shape& s, int64_t pieces) : tiles(kernels.tiles(s)) {
+    const int64_t blocks = (tiles + kernels.block - 1) / kernels.block;
+    size = std::max<int64_t>(1, (blocks + pieces - 1) / pieces) * kernels.block;
+    count = (tiles + size - 1) / size;
+  }
+  int64_t first(int64_t piece) const { return piece * size; }
+  int64_t end(int64_t piece) const { return std::min(tiles, first(piece) + size); }
+};
+
 Conv3x3::Conv3x3(ThreadPool& pool, Simd simd) : pool_(pool), simd_(simd), scratch_(size_t(pool.threads())) {
   require(simd <= best_simd(), "[conv2d] this processor has no {}", simd == Simd::amx ? "AMX" : "AVX-512");
 }
@@ -114,12 +116,11 @@ float* Conv3x3::scratch(const Conv3x3Kernels& kernels, int thread, const Conv3x3
 // Calls run(piece, tail -> convolves that piece of y).
 template <class Run>
 void Conv3x3::for_pieces(const Conv3x3Kernels& kernels, const Tensor& y, const Tensor& x, const Conv3x3Norm* of_x,
-                         const Conv3x3Shape& s, int64_t count, const Run& run) {
-  const Pieces pieces(kernels.tiles(s), kernels.block, kPieces);
-  pool_.run(count, [&](int64_t piece, int thread) {
+                         const Conv3x3Shape& s, const Pieces& pieces, const Run& run) {
+  pool_.run(pieces.count, [&](int64_t piece, int thread) {
     run(piece, [&](const Conv3x3Tail& tail) {
-      const int64_t first = piece * pieces.size, end = std::min(pieces.tiles, first + pieces.size);
-      kernels.convolve(y.raw(), x.raw(), of_x, filters_.data.get(), s, first, end, scratch(kernels, thread, s), tail);
+      kernels.convolve(y.raw(), x.raw(), of_x, filters_.data.get(), s, pieces.first(piece), pieces.end(piece),
+                       scratch(kernels, thread, s), tail);
     });
   });
 }
@@ -127,17 +128,18 @@ void Conv3x3::for_pieces(const Conv3x3Kernels& kernels, const Tensor& y, const T
 void Conv3x3::forward(const Tensor& y, const Tensor& x, const Tensor& w, double* moments, const Tensor* saved) {
   const Conv3x3Kernels& kernels = kernels_for(x.dtype());
   const Conv3x3Shape s = shape_of(x, w);
-  const int64_t k = s.k, count = Pieces(kernels.tiles(s), kernels.block, kPieces).count;
+  const Pieces pieces(kernels, s, kPieces);
+  const int64_t k = s.k, count = pieces.count;
   const Conv3x3Norm norm = saved ? norm_of(*saved) : Conv3x3Norm{};
   const Conv3x3Norm* const of_x = saved ? &norm : nullptr;
   pack_filters(kernels, w, false);
   if (!moments)
-    return for_pieces(kernels, y, x, of_x, s, count, [](int64_t, const auto& convolve) { convolve(Conv3x3Tail{}); });
+    return for_pieces(kernels, y, x, of_x, s, pieces, [](int64_t, const auto& convolve) { convolve(Conv3x3Tail{}); });
 
   // A piece's sums: how many pixels, the sums, those of squares, the shift (as floats).
   const int64_t stride = 1 + 3 * k;
   double* const sums = reinterpret_cast<double*>(sums_.at_least(2 * stride * count));
-  for_pieces(kernels, y, x, of_x, s, count, [&](int64_t piece, const auto& convolve) {
+  for_pieces(kernels, y, x, of_x, s, pieces, [&](int64_t piece, const auto& convolve) {
     double* const own = sums + piece * stride;
     std::fill_n(own, 1 + 2 * k, 0.0);
     Conv3x3Sums of_piece{reinterpret_cast<float*>(own + 1 + 2 * k), own + 1, own + 1 + k, 0};
@@ -161,9 +163,9 @@ void Conv3x3::forward_bn(const Tensor& y, const Tensor& x, const Tensor& w, cons
   const Conv3x3Kernels& kernels = kernels_for(x.dtype());
   const Conv3x3Shape s = shape_of(x, w);
   pack_filters(kernels, w, false);
-  for_pieces(
-      kernels, y, x, nullptr, s, Pieces(kernels.tiles(s), kernels.block, kPieces).count,
-      [&](int64_t, const auto& convolve) { convolve({.plus = residual ? residual->raw() : nullptr, .norm = &norm}); });
+  for_pieces(kernels, y, x, nullptr, s, Pieces(kernels, s, kPieces), [&](int64_t, const auto& convolve) {
+    convolve({.plus = residual ? residual->raw() : nullptr, .norm = &norm});
+  });
 }
 
 void Conv3x3::pack_filters(const Conv3x3Kernels& kernels, const Tensor& w, bool turned) {
@@ -181,10 +183,10 @@ void Conv3x3::backward_data(const Tensor& dx, const Tensor& dy, const Tensor& w)
 void Conv3x3::data(const Conv3x3Kernels& kernels, const Tensor& dx, const Tensor& dy, const Tensor& w,
                    const Tensor* plus, const Tensor& x, const InputBn* input) {
   const Conv3x3Shape s{dx.dim(0), dx.dim(1), dx.dim(2), dy.dim(3), dx.dim(3)};
-  const int64_t count = Pieces(kernels.tiles(s), kernels.block, kPieces).count;
-  const InputSums sums(input, x, count, sums_.at_least(InputSums::floats(x, count)));
+  const Pieces pieces(kernels, s, kPieces);
+  const InputSums sums(input, x, pieces.count, sums_.at_least(InputSums::floats(x, pieces.count)));
   pack_filters(kernels, w, true);
-  for_pieces(kernels, dx, dy, nullptr, s, count, [&](int64_t piece, const auto& convolve) {
+  for_pieces(kernels, dx, dy, nullptr, s, pieces, [&](int64_t piece, const auto& convolve) {
     sums.of_piece(piece, [&](const Conv3x3InputBn* of_piece) {
       convolve({.plus = plus ? plus->raw() : nullptr, .input = of_piece});
     });
@@ -195,8 +197,8 @@ void Conv3x3::data(const Conv3x3Kernels& kernels, const Tensor& dx, const Tensor
 // Calls work(piece, sum, first, end, scratch) for pieces of the tiles, each of which gives a sum dw [k,3,3,c] of its
 // own, and adds them up.
 template <class Work>
-void Conv3x3::for_weight_pieces(const Conv3x3Kernels& kernels, float* dw, const Conv3x3Shape& s, const Work& work) {
-  const Pieces pieces(kernels.tiles(s), kernels.block, kWeightPieces);
+void Conv3x3::for_weight_pieces(const Conv3x3Kernels& kernels, float* dw, const Conv3x3Shape& s, const Pieces& pieces,
+                                const Work& work) {
   const int64_t count = s.k * 9 * s.c;
   if (pieces.count == 0) return void(std::memset(dw, 0, sizeof(float) * size_t(count)));
 
@@ -204,8 +206,7 @@ void Conv3x3::for_weight_pieces(const Conv3x3Kernels& kernels, float* dw, const 
   float* partial = partial_.at_least((pieces.count - 1) * count);
   const auto sum_of = [&](int64_t piece) { return piece == 0 ? dw : partial + (piece - 1) * count; };
   pool_.run(pieces.count, [&](int64_t piece, int thread) {
-    const int64_t first = piece * pieces.size, end = std::min(pieces.tiles, first + pieces.size);
-    work(piece, sum_of(piece), first, end, scratch(kernels, thread, s));
+    work(piece, sum_of(piece), pieces.first(piece), pieces.end(piece), scratch(kernels, thread, s));
   });
 
   // A fixed tree of pairs over the pieces; elements are shared out by the row of a filter, 3 c of them.
@@ -227,9 +228,10 @@ void Conv3x3::backward_weight(const Tensor& dw, const Tensor& dy, const Tensor& 
 void Conv3x3::weight(const Conv3x3Kernels& kernels, const Tensor& dw, const Tensor& dy, const Tensor& x,
                      const Conv3x3Norm* of_x) {
   const Conv3x3Shape s = shape_of(x, dw);
-  for_weight_pieces(kernels, dw.data<float>(), s, [&](int64_t, float* sum, int64_t first, int64_t end, float* memory) {
+  const auto work = [&](int64_t, float* sum, int64_t first, int64_t end, float* memory) {
     kernels.weight_gradient(sum, dy.raw(), x.raw(), of_x, s, first, end, memory);
-  });
+  };
+  for_weight_pieces(kernels, dw.data<float>(), s, Pieces(kernels, s, kWeightPieces), work);
 }
 
 bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
@@ -247,15 +249,11 @@ bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, con
   }
   Conv3x3OutputBn behind{};
   if (output) {
-    // The mean goes into c, as in forward's a x + b: a subtraction for every pixel of every patch cost 2.5 % of a step.
-    const float *const f = output->factors.data<float>(), *const factor_b = f + s.k, *const mean = f + 2 * s.k;
-    offsets_.resize(size_t(s.k));
-    for (int64_t k = 0; k < s.k; ++k)
-      offsets_[size_t(k)] = float(double(f[3 * s.k + k]) - double(factor_b[k]) * double(mean[k]));
-    behind = {output->y.raw(), f, factor_b, offsets_.data()};
+    const float* const factors = output->factors.data<float>();
+    behind = {output->y.raw(), factors, factors + s.k, factors + 2 * s.k, factors + 3 * s.k};
   }
-  const int64_t pieces = Pieces(kernels.tiles(s), kernels.block, kWeightPieces).count;
-  const InputSums sums(input, x, pieces, sums_.at_least(InputSums::floats(x, pieces)));
+  const Pieces pieces(kernels, s, kWeightPieces);
+  const InputSums sums(input, x, pieces.count, sums_.at_least(InputSums::floats(x, pieces.count)));
   pack_filters(kernels, w, true);
   const auto work = [&](int64_t piece, float* sum, int64_t first, int64_t end, float* memory) {
     sums.of_piece(piece, [&](const Conv3x3InputBn* of_piece) {
@@ -263,7 +261,7 @@ bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, con
                        {.plus = plus ? plus->raw() : nullptr, .input = of_piece}, output ? &behind : nullptr);
     });
   };
-  for_weight_pieces(kernels, dw.data<float>(), s, work);
+  for_weight_pieces(kernels, dw.data<float>(), s, pieces, work);
   sums.add_up();
   return input != nullptr;
 }

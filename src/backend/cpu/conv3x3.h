@@ -49,23 +49,23 @@ class Conv3x3 {
     float* at_least(int64_t floats);
   };
 
+  struct Pieces;  // of the work
   const Conv3x3Kernels& kernels_for(DType) const;
   void pack_filters(const Conv3x3Kernels&, const Tensor& w, bool turned);
   template <class Run>
   void for_pieces(const Conv3x3Kernels&, const Tensor& y, const Tensor& x, const Conv3x3Norm* of_x, const Conv3x3Shape&,
-                  int64_t count, const Run&);
+                  const Pieces&, const Run&);
   void weight(const Conv3x3Kernels&, const Tensor& dw, const Tensor& dy, const Tensor& x, const Conv3x3Norm* of_x);
   void data(const Conv3x3Kernels&, const Tensor& dx, const Tensor& dy, const Tensor& w, const Tensor* plus,
             const Tensor& x, const InputBn* input);
   template <class Work>
-  void for_weight_pieces(const Conv3x3Kernels&, float* dw, const Conv3x3Shape&, const Work&);
+  void for_weight_pieces(const Conv3x3Kernels&, float* dw, const Conv3x3Shape&, const Pieces&, const Work&);
   float* scratch(const Conv3x3Kernels&, int thread, const Conv3x3Shape&);
 
   ThreadPool& pool_;
   Simd simd_;
   std::vector<Buffer> scratch_;  // one per thread
   Buffer filters_, partial_, sums_;
-  std::vector<float> offsets_;  // of an OutputBn
 };
 
 }  // namespace linnet

@@ -29,11 +29,11 @@ struct Conv3x3InputBn {
   double *sum, *products;  // added to: g, and g (x - mean)
 };
 
-// What follows a convolution: a batch norm, behind which dy stands for the gradient a dy + b y + c, y being the
-// convolution's result.
+// What follows a convolution: a batch norm, behind which dy stands for the gradient a dy + b (y - mean) + c, y being
+// the convolution's result.
 struct Conv3x3OutputBn {
   const void* y;
-  const float *a, *b, *c;  // [channels]
+  const float *a, *b, *mean, *c;  // [channels]
 };
 
 // Batch norm as y = a v + b, [channels], (+ plus), then the ReLU if asked for.

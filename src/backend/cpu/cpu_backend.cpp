@@ -141,11 +141,11 @@ class CpuBackend final : public SharedBackend<CpuExec> {
     return false;
   }
   bool takes_output_bn(const Tensor& x, const Shape& w, Conv conv) const override {
-    return x.dtype() != DType::fp16 && takes_own(w, conv) && conv3x3_.takes_output_bn(w, x.dtype());
+    return takes_unapplied_bn(x, w, conv) && conv3x3_.takes_output_bn(w, x.dtype());
   }
   bool conv_bn(const Tensor& y, const Tensor& x, const Tensor& w, Conv conv, const Tensor* residual,
                const BnState& state, Bn bn) override {
-    if (x.dtype() == DType::fp16 || !takes_own(w.shape(), conv) || !conv3x3_.knows_batch_norm(x.dtype())) return false;
+    if (!takes_unapplied_bn(x, w.shape(), conv)) return false;  // the same kernels
     factors_.resize(size_t(2 * y.dim(3)));
     float *a = factors_.data(), *b = a + y.dim(3);
     batch_norm_factors(state, bn, a, b);

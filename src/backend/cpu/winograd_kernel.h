@@ -158,6 +158,17 @@ struct Patch {
   static constexpr int kRim = (Size - 4) / 2;
 };
 
+// a v + b, per channel: batch norm as batch_norm_kernel.h applies it.
+struct Affine {
+  const float *a, *b;
+  struct State {
+    V a, b;
+  };
+  State begin(int64_t channel) const { return {load(a + channel), load(b + channel)}; }
+  static V apply(const State& s, V v) { return v * s.a + s.b; }
+};
+inline V relu(V v) { return v < V{} ? V{} : v; }  // a NaN passes through
+
 // Where a transform reads its pixels: an array [n,h,w,channels] ...
 template <class T>
 struct Pixels {
@@ -168,28 +179,22 @@ struct Pixels {
 };
 // ... or what a batch norm and a ReLU that were not applied make of one ...
 template <class T>
-struct Applied {
+struct Applied : Affine {
   const T* in;
-  const float *a, *b;
-  struct State {
-    V a, b;
-  };
-  State begin(int64_t channel) const { return {load(a + channel), load(b + channel)}; }
-  V at(const State& s, int64_t i) const {
-    const V v = load(in + i) * s.a + s.b;
-    return v < V{} ? V{} : v;
-  }
+  V at(const State& s, int64_t i) const { return relu(apply(s, load(in + i))); }
 };
 // ... or the gradient that stands behind a batch norm.
 template <class T>
 struct BehindBn {
   const T *dy, *y;
-  const float *a, *b, *c;
+  const float *a, *b, *mean, *c;
   struct State {
-    V a, b, c;
+    V a, b, mean, c;
   };
-  State begin(int64_t channel) const { return {load(a + channel), load(b + channel), load(c + channel)}; }
-  V at(const State& s, int64_t i) const { return s.a * load(dy + i) + (s.b * load(y + i) + s.c); }
+  State begin(int64_t channel) const {
+    return {load(a + channel), load(b + channel), load(mean + channel), load(c + channel)};
+  }
+  V at(const State& s, int64_t i) const { return s.a * load(dy + i) + (s.b * (load(y + i) - s.mean) + s.c); }
 };
 
 // Transforms the tiles first..end-1 of `in` into a block. Pixels outside the image are zero.
@@ -217,7 +222,7 @@ void read_tiles(float* block, From in, const Conv3x3Shape& s, int64_t channels, 
 template <int Size, void (*line)(const V (&)[Size], V (&)[6]), class T>
 void read_input(float* block, const T* x, const Conv3x3Norm* of_x, const Conv3x3Shape& s, int64_t first, int64_t end) {
   if (of_x)
-    read_tiles<Size, line>(block, Applied<T>{x, of_x->a, of_x->b}, s, s.c, first, end);
+    read_tiles<Size, line>(block, Applied<T>{{of_x->a, of_x->b}, x}, s, s.c, first, end);
   else
     read_tiles<Size, line>(block, Pixels<T>{x}, s, s.c, first, end);
 }
@@ -227,7 +232,7 @@ template <class T>
 void read_gradient(float* block, const T* dy, const Conv3x3OutputBn* output, const Conv3x3Shape& s, int64_t channels,
                    int64_t first, int64_t end) {
   if (!output) return read_tiles<6, data_line>(block, Pixels<T>{dy}, s, channels, first, end);
-  const BehindBn<T> from{dy, static_cast<const T*>(output->y), output->a, output->b, output->c};
+  const BehindBn<T> from{dy, static_cast<const T*>(output->y), output->a, output->b, output->mean, output->c};
   read_tiles<6, data_line>(block, from, s, channels, first, end);
 }
 
@@ -270,19 +275,14 @@ struct WithMoments {
   void next_tile() { fresh = false; }
 };
 
-// In evaluation: a v + b (+ plus), and the ReLU, as batch_norm_kernel.h has them.
+// In evaluation: a v + b (+ plus), and the ReLU.
 template <class T, bool kPlus, bool kRelu>
-struct Normalised {
+struct Normalised : Affine {
   const T* plus;
-  const float *a, *b;
-  struct State {
-    V a, b;
-  };
-  State begin(int64_t c) const { return {load(a + c), load(b + c)}; }
   V pass(const State& s, int64_t at, V v) const {
-    v = v * s.a + s.b;
+    v = apply(s, v);
     if (kPlus) v += load(plus + at);
-    return kRelu ? (v < V{} ? V{} : v) : v;
+    return kRelu ? relu(v) : v;
   }
   void end(int64_t, const State&) const {}
   void next_tile() {}
@@ -355,12 +355,13 @@ void write_block(T* out, const float* block, const Conv3x3Shape& s, int64_t chan
                  const Conv3x3Tail& tail, float* scratch) {
   const T* plus = static_cast<const T*>(tail.plus);
   const auto write = [&](auto way) { write_tiles(out, block, s, channels, first, end, way); };
-  if (const Conv3x3Norm* n = tail.norm) {
+  if (tail.norm) {
+    const Affine norm{tail.norm->a, tail.norm->b};
     if (plus)
-      return n->relu ? write(Normalised<T, true, true>{plus, n->a, n->b})
-                     : write(Normalised<T, true, false>{plus, n->a, n->b});
-    return n->relu ? write(Normalised<T, false, true>{plus, n->a, n->b})
-                   : write(Normalised<T, false, false>{plus, n->a, n->b});
+      return tail.norm->relu ? write(Normalised<T, true, true>{norm, plus})
+                             : write(Normalised<T, true, false>{norm, plus});
+    return tail.norm->relu ? write(Normalised<T, false, true>{norm, plus})
+                           : write(Normalised<T, false, false>{norm, plus});
   }
   const Conv3x3InputBn* input = tail.input;
   if (!input) return plus ? write(Written<T, true>{plus}) : write(Written<T, false>{plus});
