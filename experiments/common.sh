@@ -8,8 +8,9 @@ RUNS=${RUNS:-runs/experiments}
 PRECISION=${PRECISION:-f32}
 mkdir -p "$RUNS"
 
-if [ -n "${DRY:-}" ]; then  # DRY=1: only look whether the script's configs and settings are sound
+if [ -n "${DRY:-}" ]; then  # DRY=1: only look whether the script's configs and settings are sound, on any processor
   export REAL=$LINNET LINNET=$here/dry
+  PRECISION=f32
 fi
 
 # runs EXPERIMENT/WHICH CONFIG... [options of linnet sweep]
