@@ -44,6 +44,7 @@ int bench(const Options& o) {
     Trainer trainer(config, *backend, data);
     RunFolder run(dir, config, *backend, data);
     RunCheckpoints checkpoints(run, trainer);
+    run.begin();
     trainer.step();
     for (const auto& [name, tensor] : trainer.tensors()) bytes += tensor.bytes();
     for (int i = 0; i < o.saves; ++i) {

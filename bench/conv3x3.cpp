@@ -50,9 +50,9 @@ int main(int argc, char** argv) {
   const DType type = argc > 3 && std::string_view(argv[3]) == "bf16" ? DType::bf16 : DType::f32;
   Convolutions direct(pool);
   std::vector<std::pair<const char*, std::unique_ptr<Conv3x3>>> own;
-  for (const auto& [name, simd] : {std::pair("avx2", Simd::avx2), {"avx512", Simd::avx512}, {"amx", Simd::amx}})
-    if (simd <= best_simd() && (simd != Simd::amx || type == DType::bf16))
-      own.emplace_back(name, std::make_unique<Conv3x3>(pool, simd));
+  for (const Simd simd : {Simd::avx2, Simd::avx512, Simd::avx512_bf16, Simd::amx})
+    if (simd <= best_simd() && (simd < Simd::avx512_bf16 || type == DType::bf16))
+      own.emplace_back(name_of(simd), std::make_unique<Conv3x3>(pool, simd));
 
   std::printf("%d threads, best of %d runs: ms (GFLOP/s)\n%-10s %-16s %16s", pool.threads(), runs, "shape", "pass",
               "oneDNN");

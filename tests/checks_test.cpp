@@ -234,7 +234,8 @@ TEST_F(Checks, AccuraciesNearChanceAreSkipped) {
 
 // Few pictures that say little of their class: 100 steps are not enough, and it is the user's first config.
 TEST_F(Checks, TheSmokeTestPasses) {
-  Config c = load_config("configs/smoke.toml", {"data.samples=1400", "data.image_size=16"});  // and faster
+  Config c =
+      load_config("configs/smoke.toml", {"data.samples=1400", "data.image_size=16", "train.seed=3"});  // and faster
   const RunData data = load_run_data(c);
   const CheckResult r = entry("labels").run({c, *backend_, data, {}});
   EXPECT_EQ(r.verdict, pass) << r.text;

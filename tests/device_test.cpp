@@ -224,6 +224,7 @@ TEST(Device, ChoicesGoThroughACheckpoint) {
     Trainer trainer(config, first, data);
     RunFolder run(dir.path() / "run", config, first, data);
     RunCheckpoints checkpoints(run, trainer);
+    run.begin();
     checkpoints.save_now(trainer);
   }
   Trainer trainer(config, second, data);

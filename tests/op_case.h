@@ -187,6 +187,18 @@ inline void check_against_reference(const OpCase& c, Backend& be, DType dtype = 
   expect_close(run.run(), OpRun(c, reference, dtype).run(), tolerance);
 }
 
+// The same in bf16. False where oneDNN convolves it on AVX-512 only and this processor has none: refused, in words.
+inline bool check_in_bf16(const OpCase& c, Backend& be) {
+  try {
+    check_against_reference(c, be, DType::bf16);
+    return true;
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("AVX-512 is needed"), std::string::npos) << e.what();
+    EXPECT_NE(be.best_precision(), DType::bf16) << "refused where bf16 is the best: " << e.what();
+    return false;
+  }
+}
+
 // f(x) + f(x) with the same x and the same parameters: twice everything, to the last bit.
 inline void check_used_twice(const OpCase& c, Backend& be) {
   SCOPED_TRACE(c.name + ", used twice");

@@ -15,6 +15,19 @@
 namespace linnet {
 namespace {
 
+TEST(Threads, EachBeginsWithItsOwnRunOfPieces) {
+  constexpr int kThreads = 4;
+  ThreadPool pool(kThreads);
+  std::atomic<int64_t> first[kThreads] = {-1, -1, -1, -1};
+  std::atomic<int> begun = 0;
+  pool.run(2 * kThreads, [&](int64_t piece, int thread) {
+    if (first[thread] >= 0) return;
+    first[thread] = piece;
+    for (++begun; begun < kThreads;) std::this_thread::yield();  // until all have one
+  });
+  for (int thread = 0; thread < kThreads; ++thread) EXPECT_EQ(first[thread], 2 * thread);
+}
+
 TEST(Threads, EveryPieceRunsOnce) {
   for (const int threads : {1, 2, 3, 8}) {
     ThreadPool pool(threads);

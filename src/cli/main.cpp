@@ -135,6 +135,15 @@ int main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     std::fputs(kOutOfMemory, stderr);
     return int(Exit::device);
+  } catch (const std::filesystem::filesystem_error& e) {
+    std::fprintf(stderr, "error: %s: %s; see to it that this program may use it\n",
+                 printable(e.path1().string()).c_str(), e.code().message().c_str());
+    return int(Exit::checkpoint);
+  } catch (const std::system_error& e) {
+    const bool limit = e.code() == std::errc::resource_unavailable_try_again;  // a thread that cannot be started
+    std::fprintf(stderr, "error: %s%s\n", printable(e.what()).c_str(),
+                 limit ? ": no more memory or threads; raise the limits (ulimit), or set OMP_NUM_THREADS lower" : "");
+    return int(limit ? Exit::device : Exit::failure);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "error: %s\n", printable(e.what()).c_str());
     return int(Exit::failure);

@@ -53,7 +53,7 @@ int default_threads() {
   return std::clamp(affinity, 1, quota_cpus());
 }
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : tickets_(size_t(std::max(threads, 1))) {
   flush_denormals();
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
@@ -66,28 +66,34 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::take_pieces(int thread) noexcept {
-  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  for (int i = 0; i < threads(); ++i) take_share((thread + i) % threads(), thread);
+}
+
+void ThreadPool::take_share(int share, int thread) noexcept {
+  std::atomic<uint64_t>& next = tickets_[size_t(share)].next;
+  uint64_t ticket = next.load(std::memory_order_acquire);
   for (;;) {
     const uint32_t piece = uint32_t(ticket), pieces = pieces_.load(std::memory_order_relaxed);
-    if (piece >= pieces) return;
-    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acquire)) continue;
+    if (piece >= share_begin(share + 1, pieces)) return;
+    if (!next.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acquire)) continue;
     try {
       call_(context_, piece, thread);
     } catch (...) {
       if (!failed_.exchange(true)) error_ = std::current_exception();
     }
     if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == pieces) done_.notify_one();
-    ticket = ticket_.load(std::memory_order_acquire);
+    ticket = next.load(std::memory_order_acquire);
   }
 }
 
 void ThreadPool::run_pieces(int64_t pieces) {
   require(pieces <= int64_t(UINT32_MAX), "[threads] {} pieces are too many", pieces);
-  // No worker holds a piece now, and none can get one before the new ticket is there.
-  const uint32_t round = uint32_t(ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+  // No worker holds a piece now, and none can get one before the new tickets are there.
+  const uint32_t round = round_.load(std::memory_order_relaxed) + 1;
   pieces_.store(0, std::memory_order_relaxed);
   done_.store(0, std::memory_order_relaxed);
-  ticket_.store(uint64_t(round) << 32, std::memory_order_release);
+  for (int i = 0; i < threads(); ++i)
+    tickets_[size_t(i)].next.store(uint64_t(round) << 32 | share_begin(i, uint32_t(pieces)), std::memory_order_release);
   pieces_.store(uint32_t(pieces), std::memory_order_release);
   round_.store(round, std::memory_order_release);
   round_.notify_all();

@@ -18,6 +18,7 @@ namespace {
 const BnKernels& kernels_for(DType type, Simd simd) {
   const bool half = type == DType::bf16;
 #ifdef __x86_64__
+  if (half && simd >= Simd::avx512_bf16) return bn_bf16_avx512_bf16;
   if (simd >= Simd::avx512) return half ? bn_bf16_avx512 : bn_f32_avx512;
 #endif
   (void)simd;

@@ -164,7 +164,9 @@ void grad(void* dx, const void* dy, const void* x, const void* y, BnMask mask, c
 
 }  // namespace
 
+#ifndef SIMD_BF16_ONLY
 extern const BnKernels SIMD_NAME(bn_f32) = {moments<float>, apply<float>, grad_sums<float>, grad<float>};
+#endif
 extern const BnKernels SIMD_NAME(bn_bf16) = {moments<Half>, apply<Half>, grad_sums<Half>, grad<Half>};
 
 }  // namespace linnet

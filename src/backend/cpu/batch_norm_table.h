@@ -23,6 +23,6 @@ struct BnKernels {
                const float* b, const float* k, const float* l, int64_t rows, int64_t channels);
 };
 
-extern const BnKernels bn_f32_avx2, bn_bf16_avx2, bn_f32_avx512, bn_bf16_avx512;
+extern const BnKernels bn_f32_avx2, bn_bf16_avx2, bn_f32_avx512, bn_bf16_avx512, bn_bf16_avx512_bf16;
 
 }  // namespace linnet

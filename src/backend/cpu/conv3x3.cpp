@@ -58,12 +58,13 @@ constexpr int64_t kPieces = 64, kWeightPieces = 16;
 
 }  // namespace
 
-// Tiles in pieces of whole blocks: at most `pieces` of them.
+// Tiles in pieces of whole blocks, `least` at least: at most `pieces` of them.
 struct Conv3x3::Pieces {
   int64_t tiles, size, count;
-  Pieces(const Conv3x3Kernels& kernels, const Conv3x3Shape& s, int64_t pieces) : tiles(kernels.tiles(s)) {
+  Pieces(const Conv3x3Kernels& kernels, const Conv3x3Shape& s, int64_t pieces, int64_t least = 1)
+      : tiles(kernels.tiles(s)) {
     const int64_t blocks = (tiles + kernels.block - 1) / kernels.block;
-    size = std::max<int64_t>(1, (blocks + pieces - 1) / pieces) * kernels.block;
+    size = std::max(least, (blocks + pieces - 1) / pieces) * kernels.block;
     count = (tiles + size - 1) / size;
   }
   int64_t first(int64_t piece) const { return piece * size; }
@@ -71,7 +72,7 @@ struct Conv3x3::Pieces {
 };
 
 Conv3x3::Conv3x3(ThreadPool& pool, Simd simd) : pool_(pool), simd_(simd), scratch_(size_t(pool.threads())) {
-  require(simd <= best_simd(), "[conv2d] this processor has no {}", simd == Simd::amx ? "AMX" : "AVX-512");
+  require(simd <= best_simd(), "[conv2d] this processor has no {}", name_of(simd));
 }
 
 const Conv3x3Kernels& Conv3x3::kernels_for(DType type) const {
@@ -79,6 +80,7 @@ const Conv3x3Kernels& Conv3x3::kernels_for(DType type) const {
   const bool half = type == DType::bf16;
 #ifdef __x86_64__
   if (half && simd_ == Simd::amx) return direct_bf16_amx;
+  if (half && simd_ == Simd::avx512_bf16) return winograd_bf16_avx512_bf16;
   if (simd_ >= Simd::avx512) return half ? winograd_bf16_avx512 : winograd_f32_avx512;
 #endif
   return half ? winograd_bf16_avx2 : winograd_f32_avx2;
@@ -231,7 +233,7 @@ void Conv3x3::weight(const Conv3x3Kernels& kernels, const Tensor& dw, const Tens
   const auto work = [&](int64_t, float* sum, int64_t first, int64_t end, float* memory) {
     kernels.weight_gradient(sum, dy.raw(), x.raw(), of_x, s, first, end, memory);
   };
-  for_weight_pieces(kernels, dw.data<float>(), s, Pieces(kernels, s, kWeightPieces), work);
+  for_weight_pieces(kernels, dw.data<float>(), s, Pieces(kernels, s, kWeightPieces, kernels.weight_blocks), work);
 }
 
 bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
@@ -252,7 +254,7 @@ bool Conv3x3::backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, con
     const float* const factors = output->factors.data<float>();
     behind = {output->y.raw(), factors, factors + s.k, factors + 2 * s.k, factors + 3 * s.k};
   }
-  const Pieces pieces(kernels, s, kWeightPieces);
+  const Pieces pieces(kernels, s, kWeightPieces, kernels.weight_blocks);
   const InputSums sums(input, x, pieces.count, sums_.at_least(InputSums::floats(x, pieces.count)));
   pack_filters(kernels, w, true);
   const auto work = [&](int64_t piece, float* sum, int64_t first, int64_t end, float* memory) {

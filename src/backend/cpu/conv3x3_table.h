@@ -56,6 +56,7 @@ struct Conv3x3Tail {
 // scratch, filters or sums is aligned to 64 bytes; activations and weights, float or bf16, need no alignment.
 struct Conv3x3Kernels {
   int64_t block;          // tiles worked on at a time; a piece of work is best a multiple of it
+  int64_t weight_blocks;  // so many of them make a weight gradient's own sums worth while
   int64_t pairs_at_once;  // up to so many pairs of channels, backward is faster than the gradients one by one
   bool knows_batch_norm;  // whether Conv3x3InputBn, Conv3x3OutputBn and Conv3x3Norm may be given
 
@@ -75,7 +76,8 @@ struct Conv3x3Kernels {
   void (*convolve)(void* y, const void* x, const Conv3x3Norm* of_x, const float* filters, const Conv3x3Shape&,
                    int64_t first, int64_t end, float* scratch, const Conv3x3Tail&);
 
-  // dw [k,3,3,c] = what the tiles first..end-1 of x [n,h,w,c] add to the weight gradient, given all of dy [n,h,w,k].
+  // dw [k,3,3,c] = what the tiles first..end-1, at least one, of x [n,h,w,c] add to the weight gradient, given all of
+  // dy [n,h,w,k].
   void (*weight_gradient)(float* dw, const void* dy, const void* x, const Conv3x3Norm* of_x, const Conv3x3Shape&,
                           int64_t first, int64_t end, float* scratch);
   // That, and those tiles of dx [n,h,w,c] = dy * turned filters. dy stands for what `output`, unless it is null, makes
@@ -85,7 +87,8 @@ struct Conv3x3Kernels {
                    const Conv3x3Tail&, const Conv3x3OutputBn* output);
 };
 
-extern const Conv3x3Kernels winograd_f32_avx2, winograd_bf16_avx2, winograd_f32_avx512, winograd_bf16_avx512;
+extern const Conv3x3Kernels winograd_f32_avx2, winograd_bf16_avx2, winograd_f32_avx512, winograd_bf16_avx512,
+    winograd_bf16_avx512_bf16;
 extern const Conv3x3Kernels direct_bf16_amx;
 
 }  // namespace linnet

@@ -54,7 +54,7 @@ class CpuBackend final : public SharedBackend<CpuExec> {
         pool_(threads),
         method_(method),
         convolutions_(pool_),
-        conv3x3_(pool_, method == ConvMethod::winograd ? std::min(simd_, Simd::avx512) : simd_) {
+        conv3x3_(pool_, method == ConvMethod::winograd ? std::min(simd_, Simd::avx512_bf16) : simd_) {
     exec_.pool = &pool_;
     exec_.avx512 = simd_ >= Simd::avx512;
   }

@@ -34,16 +34,21 @@ bool may_use_amx() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
+
+// oneDNN's own limit, ONEDNN_MAX_CPU_ISA, holds for our kernels too: =AVX2 runs all as a narrower processor would.
+bool may_use(dnnl::cpu_isa isa) {
+  return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & static_cast<unsigned>(isa)) ==
+         static_cast<unsigned>(isa);
+}
 #endif
 }  // namespace
 
 Simd best_simd() {
 #ifdef __x86_64__
   static const Simd best = [] {
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512vl") ||
-        !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq"))
-      return Simd::avx2;
-    return __builtin_cpu_supports("avx512bf16") && may_use_amx() ? Simd::amx : Simd::avx512;
+    if (!may_use(dnnl::cpu_isa::avx512_core)) return Simd::avx2;  // F, VL, BW and DQ
+    if (!has_fast_bf16()) return Simd::avx512;
+    return may_use(dnnl::cpu_isa::avx512_core_amx) && may_use_amx() ? Simd::amx : Simd::avx512_bf16;
   }();
   return best;
 #else
@@ -51,13 +56,18 @@ Simd best_simd() {
 #endif
 }
 
+const char* name_of(Simd simd) {
+  constexpr const char* kNames[] = {"AVX2", "AVX-512", "AVX512_BF16", "AMX"};
+  return kNames[static_cast<int>(simd)];
+}
+
 std::vector<std::pair<std::string, std::string>> cpu_info() {
   std::string features;
 #ifdef __x86_64__
   const std::pair<const char*, bool> known[] = {{"avx2", bool(__builtin_cpu_supports("avx2"))},
                                                 {"fma", bool(__builtin_cpu_supports("fma"))},
-                                                {"avx512f", bool(__builtin_cpu_supports("avx512f"))},
-                                                {"avx512bf16", bool(__builtin_cpu_supports("avx512bf16"))},
+                                                {"avx512f", best_simd() != Simd::avx2},
+                                                {"avx512bf16", has_fast_bf16()},
                                                 {"amx", best_simd() == Simd::amx}};
   for (const auto& [name, there] : known)
     if (there) features += (features.empty() ? "" : " ") + std::string(name);
@@ -70,7 +80,8 @@ std::vector<std::pair<std::string, std::string>> cpu_info() {
 
 bool has_fast_bf16() {
 #ifdef __x86_64__
-  return __builtin_cpu_supports("avx512bf16");
+  static const bool fast = may_use(dnnl::cpu_isa::avx512_core_bf16);
+  return fast;
 #else
   return false;
 #endif

@@ -18,7 +18,7 @@
 //             [pair][c][2], once in pairs that begin at even positions and once at odd ones, for half of the taps each:
 //             so all tiles lie on cache lines. Outputs of no use have a dy of zero. Several bands are done at a time,
 //             for the sums are f32 and many.
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) || defined(__AMXBF16__)  // GCC's name, clang's
 #define SIMD_LANES 16
 #include <immintrin.h>
 
@@ -235,11 +235,6 @@ void multiply(float* out, const Half* in, const Half* filters, int64_t positions
   if (o < k) multiply_one(out + o, in, filters + o / kChannelGroup * group, positions, pitch, c, k, fetches);
 }
 
-void store_rounded(Half* to, V v) {  // to nearest, ties to even, a NaN stays one
-  const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
-  __builtin_memcpy(to, &rounded, sizeof rounded);
-}
-
 // A band's outputs (+ plus) to their places in y [n,h,w,k], and their sums: two of each, as an addition takes four
 // cycles.
 template <bool kPlus, bool kSums>
@@ -251,7 +246,7 @@ void write(Half* y, const Half* plus, const float* out, const Conv3x3Shape& s, i
     if (kSums) shift = load(fresh ? out + o : sums->shift + o);
     const auto pixel = [&](int64_t at, const float* from, int which) {
       const V v = load(from);
-      store_rounded(y + at, kPlus ? v + load(plus + at) : v);
+      store(y + at, kPlus ? v + load(plus + at) : v);
       if (!kSums) return;
       const V d = v - shift;
       sum[which] += d;
@@ -501,8 +496,8 @@ extern const PeakKernel peak_amx = {4 * 2 * kRows * kStep * kChannelGroup, multi
 
 // Knows nothing of batch norms but their moments: false.
 extern const Conv3x3Kernels direct_bf16_amx = {
-    1,       INT64_MAX,      false,    tiles,           filters_size, scratch_size,
-    filters, turned_filters, convolve, weight_gradient, backward};
+    1,       1, INT64_MAX, false, tiles, filters_size, scratch_size, filters, turned_filters, convolve, weight_gradient,
+    backward};
 
 }  // namespace linnet
 #endif

@@ -1,11 +1,15 @@
-// Vectors of SIMD_LANES floats, for kernels that are compiled once per instruction set (kernels_avx2.cpp,
-// kernels_avx512.cpp): the vector extension that GCC and clang share. Elements in memory are float or bf16, arithmetic
-// is in float.
+// Vectors of SIMD_LANES floats, for kernels that are compiled once per instruction set (kernels_*.cpp): the vector
+// extension that GCC and clang share, and two intrinsics where they take half of a bf16 kernel's loads and most of its
+// stores away. Elements in memory are float or bf16, arithmetic is in float.
 //
-// Such files must not include C++ headers: an inline function of theirs, compiled here for AVX-512, could be the copy
-// that the linker keeps for everyone. All functions are in an unnamed namespace for the same reason.
+// Such files must not include C++ headers (what <immintrin.h> defines is inlined always): an inline function of theirs,
+// compiled here for AVX-512, could be the copy that the linker keeps for everyone. All functions are in an unnamed
+// namespace for the same reason.
 #pragma once
 #include <stdint.h>
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
 
 namespace linnet {
 namespace {
@@ -63,12 +67,27 @@ struct Bits<float> {
 
 template <class Vec = V>
 inline Vec load(const Half* p) {
+#ifdef __AVX512BW__
+  if constexpr (sizeof(Vec) == sizeof(__m512)) {  // each number to the upper half of a float: one instruction, not two
+    const __m512i upper = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0,
+                                           3, 0, 2, 0, 1, 0, 0, 0);
+    const __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return same_bits<Vec>(_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, upper, words));
+  }
+#endif
   typename Bits<Vec>::Narrow h;
   __builtin_memcpy(&h, p, sizeof h);
   return same_bits<Vec>(widened(h));
 }
 template <class Vec>
 inline void store(Half* p, Vec v) {
+#ifdef __AVX512BF16__
+  if constexpr (sizeof(Vec) == sizeof(__m512)) {  // the same bits, but for numbers below 2^-126, which become 0
+    const __m256bh h = _mm512_cvtneps_pbh(same_bits<__m512>(v));
+    __builtin_memcpy(p, &h, sizeof h);
+    return;
+  }
+#endif
   const auto h = narrowed(same_bits<typename Bits<Vec>::Word>(v));
   __builtin_memcpy(p, &h, sizeof h);
 }

@@ -1,5 +1,5 @@
 // Winograd convolution F(4x4, 3x3), after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015),
-// https://arxiv.org/abs/1509.09308. Compiled once per instruction set, by kernels_avx2.cpp and kernels_avx512.cpp.
+// https://arxiv.org/abs/1509.09308. Compiled once per instruction set, by kernels_*.cpp.
 //
 // The idea. A 4x4 tile of the output of a 3x3 convolution depends on a 6x6 patch of the input. The direct sum takes
 // 4*4*3*3 = 144 multiplications per pair of channels. Take one dimension first: four outputs y of a filter g over six
@@ -429,13 +429,13 @@ void multiply_block(float* m, const float* v, const float* u, int64_t tiles, int
 }
 
 // For `Rows` channels of dy and `Groups` groups of x, at one position: sums[k][c] += sum over tiles of
-// y[tile][k] x[tile][c]. y and x are in blocks; sums is [group][outputs][16].
-template <int Rows, int Groups>
+// y[tile][k] x[tile][c], for the first block of a piece = that. y and x are in blocks; sums is [group][outputs][16].
+template <bool kFirst, int Rows, int Groups>
 void accumulate(float* sums, const float* y, const float* x, int64_t tiles, int64_t outputs) {
   constexpr int kVectors = Groups * kGroup / kLanes;
   V s[Rows][kVectors];
   for (int r = 0; r < Rows; ++r)
-    for (int i = 0; i < kVectors; ++i) s[r][i] = load(sums + r * kGroup + place(i, outputs * kGroup));
+    for (int i = 0; i < kVectors; ++i) s[r][i] = kFirst ? V{} : load(sums + r * kGroup + place(i, outputs * kGroup));
   int64_t t = 0;
   do {
     V factors[kVectors];
@@ -447,22 +447,24 @@ void accumulate(float* sums, const float* y, const float* x, int64_t tiles, int6
     for (int i = 0; i < kVectors; ++i) store(sums + r * kGroup + place(i, outputs * kGroup), s[r][i]);
 }
 
-template <int Groups>
+template <bool kFirst, int Groups>
 void accumulate_group(float* sums, const float* y, const float* x, int64_t tiles, int64_t outputs) {
   constexpr int kRest = kGroup % kRows;  // a group is 16 rows: as many full sets as fit, then the rest
   for (int64_t k = 0; k < outputs; k += kGroup, y += kPlane) {
     for (int r = 0; r + kRows <= kGroup; r += kRows)
-      accumulate<kRows, Groups>(sums + (k + r) * kGroup, y + r, x, tiles, outputs);
+      accumulate<kFirst, kRows, Groups>(sums + (k + r) * kGroup, y + r, x, tiles, outputs);
     if constexpr (kRest != 0)
-      accumulate<kRest, Groups>(sums + (k + kGroup - kRest) * kGroup, y + kGroup - kRest, x, tiles, outputs);
+      accumulate<kFirst, kRest, Groups>(sums + (k + kGroup - kRest) * kGroup, y + kGroup - kRest, x, tiles, outputs);
   }
 }
 
+template <bool kFirst>
 void accumulate_block(float* sums, const float* y, const float* x, int64_t tiles, int64_t c, int64_t k) {
   int64_t group = 0;
   for (; group + kGroups <= c / kGroup; group += kGroups)
-    accumulate_group<kGroups>(sums + group * k * kGroup, y, x + group * kPlane, tiles, k);
-  for (; group < c / kGroup; ++group) accumulate_group<1>(sums + group * k * kGroup, y, x + group * kPlane, tiles, k);
+    accumulate_group<kFirst, kGroups>(sums + group * k * kGroup, y, x + group * kPlane, tiles, k);
+  for (; group < c / kGroup; ++group)
+    accumulate_group<kFirst, 1>(sums + group * k * kGroup, y, x + group * kPlane, tiles, k);
 }
 
 // ---- Prefetching ----
@@ -483,15 +485,24 @@ void prefetch(const T* a, int64_t channels, int64_t first, int64_t tiles, int p)
 // Tiles of 4x4 pixels.
 int64_t tiles(const Conv3x3Shape& s) { return s.n * ((s.h + 3) / 4) * ((s.w + 3) / 4); }
 
-int64_t filters_size(int64_t c, int64_t k) { return kPositions * c * k; }
+// From one position to the next in filters and in a weight gradient's sums. Transforms touch one line of each, and 36
+// lines that are a multiple of 4 KB apart share a single set of the first-level cache: those are moved by a line.
+inline int64_t apart(int64_t c, int64_t k) { return c * k + (c * k % 1024 == 0 ? kGroup : 0); }
+
+int64_t filters_size(int64_t c, int64_t k) { return kPositions * apart(c, k); }
 
 // Two inputs and an output of the products, the weight gradient's sums at all positions, sums for batch normalisation.
 int64_t scratch_size(const Conv3x3Shape& s) {
-  return (2 * s.c + s.k) / kGroup * kPlane + kPositions * s.c * s.k + 3 * (s.c + s.k);
+  return (2 * s.c + s.k) / kGroup * kPlane + kPositions * apart(s.c, s.k) + 3 * (s.c + s.k);
 }
 
-// Both gradients at once save a transform of dy, but want the filters and as many sums in the cache together: 0.6 MB.
-constexpr int64_t kPairsAtOnce = 2048;
+// Up to so many pairs of channels both gradients are computed at once. It saves a transform of dy, but wants the
+// filters and as many sums in the cache together: 1.2 MB for 4096 pairs.
+constexpr int64_t kPairsAtOnce = WINOGRAD_PAIRS;
+
+// A weight gradient's sums at all positions go through a transform and a reduction once per piece of the tiles: with
+// 64 channels, as long as half a block's products take.
+constexpr int64_t kWeightBlocks = 4;
 
 // Vectors of filters run along their outputs, k, which lie 9 c numbers apart in w.
 template <class T>
@@ -507,7 +518,7 @@ void filters(float* u, const void* w_, int64_t c, int64_t k, int64_t group_c, in
               v[lane] = load<float>(w + ((out + lane) * 9 + i * 3 + j) * c + in);
             return v;
           },
-          [&](int i, int j, V v) { store(to + (i * 6 + j) * c * k, v); });
+          [&](int i, int j, V v) { store(to + (i * 6 + j) * apart(c, k), v); });
     }
 }
 
@@ -518,7 +529,7 @@ void turned_filters(float* u, const void* w_, int64_t c, int64_t k, int64_t grou
     for (int64_t out = group_c * kGroup; out < (group_c + 1) * kGroup; out += kLanes) {
       float* to = u + (out / kGroup * k + in) * kGroup + out % kGroup;
       transform<3, 6, filter_line>([&](int i, int j) { return load(w + (in * 9 + 8 - (i * 3 + j)) * c + out); },
-                                   [&](int i, int j, V v) { store(to + (i * 6 + j) * c * k, v); });
+                                   [&](int i, int j, V v) { store(to + (i * 6 + j) * apart(c, k), v); });
     }
 }
 
@@ -535,7 +546,7 @@ void convolve(void* y_, const void* x_, const Conv3x3Norm* of_x, const float* u,
     const int64_t stop = t + kBlock < end ? t + kBlock : end;
     read_input<6, data_line>(v, x, of_x, s, t, stop);
     for (int p = 0; p < kPositions; ++p) {
-      multiply_block(m + p * kGroup, v + p * kGroup, u + p * s.c * s.k, stop - t, s.c, s.k);
+      multiply_block(m + p * kGroup, v + p * kGroup, u + p * apart(s.c, s.k), stop - t, s.c, s.k);
       prefetch<true>(y, s.k, t, stop - t, p);
       prefetch<false>(x, s.c, stop, kBlock, p);
       if (tail.input) prefetch<false>(static_cast<const T*>(tail.input->x), s.k, t, stop - t, p);
@@ -559,14 +570,14 @@ void convolve(void* y_, const void* x_, const Conv3x3Norm* of_x, const float* u,
 }
 
 // dw [k,3,3,c] from the sums over tiles at all positions.
-void write_weights(float* dw, const float* sums, const Conv3x3Shape& s) {
-  for (int64_t c = 0; c < s.c; c += kLanes)
-    for (int64_t k = 0; k < s.k; ++k) {
-      const float* from = sums + (c / kGroup * s.k + k) * kGroup + c % kGroup;
-      float* to = dw + k * 9 * s.c + c;
-      transform<6, 3, tap_line>([&](int i, int j) { return load(from + (i * 6 + j) * s.c * s.k); },
-                                [&](int i, int j, V v) { store(to + (8 - (i * 3 + j)) * s.c, v); });
-    }
+void write_weights(float* dw, const float* sums, int64_t c, int64_t k) {
+  for (int64_t i = 0; i < c * k; i += kLanes) {  // in the order of the sums, [c/16][k][16]
+    const int64_t out = i / kGroup % k, in = i / kGroup / k * kGroup + i % kGroup;
+    const float* from = sums + i;
+    float* to = dw + out * 9 * c + in;
+    transform<6, 3, tap_line>([&](int i, int j) { return load(from + (i * 6 + j) * apart(c, k)); },
+                              [&](int i, int j, V v) { store(to + (8 - (i * 3 + j)) * c, v); });
+  }
 }
 
 // Both gradients, or that of the weights alone: they share the transform of dy.
@@ -575,15 +586,15 @@ void backward_as(T* dx, float* dw, const T* dy, const T* x, const Conv3x3Norm* o
                  const Conv3x3Shape& s, int64_t first, int64_t end, float* scratch, const Conv3x3Tail& tail,
                  const Conv3x3OutputBn* output) {
   float *vx = scratch, *vy = vx + s.c / kGroup * kPlane, *m = vy + s.k / kGroup * kPlane,
-        *sums = m + s.c / kGroup * kPlane, *rest = sums + kPositions * s.c * s.k;
-  __builtin_memset(sums, 0, sizeof(float) * uint64_t(kPositions * s.c * s.k));
+        *sums = m + s.c / kGroup * kPlane, *rest = sums + kPositions * apart(s.c, s.k);
   for (int64_t t = first; t < end; t += kBlock) {
     const int64_t stop = t + kBlock < end ? t + kBlock : end;
     read_input<4, tile_line>(vx, x, of_x, s, t, stop);
     read_gradient(vy, dy, output, s, s.k, t, stop);
+    const auto add_block = t == first ? accumulate_block<true> : accumulate_block<false>;
     for (int p = 0; p < kPositions; ++p) {
-      if (kData) multiply_block(m + p * kGroup, vy + p * kGroup, turned + p * s.c * s.k, stop - t, s.k, s.c);
-      accumulate_block(sums + p * s.c * s.k, vy + p * kGroup, vx + p * kGroup, stop - t, s.c, s.k);
+      if (kData) multiply_block(m + p * kGroup, vy + p * kGroup, turned + p * apart(s.c, s.k), stop - t, s.k, s.c);
+      add_block(sums + p * apart(s.c, s.k), vy + p * kGroup, vx + p * kGroup, stop - t, s.c, s.k);
       if (kData) prefetch<true>(dx, s.c, t, stop - t, p);
       if (kData && tail.input) prefetch<false>(static_cast<const T*>(tail.input->x), s.c, t, stop - t, p);
       prefetch<false>(x, s.c, stop, kBlock, p);
@@ -592,7 +603,7 @@ void backward_as(T* dx, float* dw, const T* dy, const T* x, const Conv3x3Norm* o
     }
     if (kData) write_block(dx, m, s, s.c, t, stop, tail, rest);
   }
-  write_weights(dw, sums, s);
+  write_weights(dw, sums, s.c, s.k);
 }
 
 template <class T>
@@ -610,13 +621,24 @@ void backward(void* dx, float* dw, const void* dy, const void* x, const Conv3x3N
 }
 
 template <class T>
-constexpr Conv3x3Kernels kWinograd = {kBlock,       kPairsAtOnce,       true,       tiles,
-                                      filters_size, scratch_size,       filters<T>, turned_filters<T>,
-                                      convolve<T>,  weight_gradient<T>, backward<T>};
+constexpr Conv3x3Kernels kWinograd = {kBlock,
+                                      kWeightBlocks,
+                                      kPairsAtOnce,
+                                      true,
+                                      tiles,
+                                      filters_size,
+                                      scratch_size,
+                                      filters<T>,
+                                      turned_filters<T>,
+                                      convolve<T>,
+                                      weight_gradient<T>,
+                                      backward<T>};
 
 }  // namespace
 
+#ifndef SIMD_BF16_ONLY
 extern const Conv3x3Kernels SIMD_NAME(winograd_f32) = kWinograd<float>;
+#endif
 extern const Conv3x3Kernels SIMD_NAME(winograd_bf16) = kWinograd<Half>;
 
 }  // namespace linnet
