@@ -103,6 +103,8 @@ TEST(Autopsy, DamagedFilesAreErrors) {
   for (const char* text : {"", "{}", "[]", R"({"step":"x","epoch":0,"loss":1,"where":"","samples":[]})",
                            R"({"step":1e57,"epoch":0,"loss":1,"where":"","samples":[]})",
                            R"({"step":1,"epoch":0,"loss":1,"where":"","samples":[0,1e57]})",
+                           R"({"step":9223372036854775807,"epoch":0,"loss":1,"where":"","samples":[]})",
+                           R"({"step":1,"epoch":0,"loss":1,"where":"","samples":[-1]})",
                            R"({"step":1,"epoch":0,"loss":1,"where":"","samples":[],"steps":[{}]})",
                            R"({"step":1,"epoch":0,"loss":1,"where":"","samples":[],"tensors":3})", R"({"step":1,)"}) {
     EXPECT_THROW(parse_bad_step(text, "test"), Error) << text;

@@ -455,6 +455,35 @@ TEST(Checkpoint, TheRightOnesStay) {
   }
 }
 
+// What a stopped run saves takes nobody's place: it goes with the next one, and nothing goes back to it.
+TEST(Checkpoint, AStopgapIsNotCounted) {
+  SavedRun run;
+  const Retention retention{.keep = 3, .every = 2};
+  const auto stopgap = [](int64_t step) {
+    Checkpoint c = example(step);
+    c.stopgap = true;
+    return c;
+  };
+  auto store = std::make_unique<CheckpointStore>(run.folder, retention);
+  std::vector<Rejected> rejected;
+  ASSERT_EQ(store->save(stopgap(1), false), "");  // before the first that is due
+  store = std::make_unique<CheckpointStore>(run.folder, retention);
+  EXPECT_FALSE(store->load_latest(rejected, {}, 1));
+  EXPECT_EQ(store->load_latest(rejected)->step, 1);
+  for (const int64_t step : {2, 4, 6}) ASSERT_EQ(store->save(example(step), false), "");
+  EXPECT_EQ(store->steps(), (Steps{2, 4, 6}));
+  ASSERT_EQ(store->save(stopgap(7), false), "");
+  EXPECT_EQ(store->steps(), (Steps{2, 4, 6, 7}));
+  store = std::make_unique<CheckpointStore>(run.folder, retention);
+  EXPECT_EQ(store->load_latest(rejected)->step, 7);
+  for (const int64_t step : {8, 10, 12, 14}) ASSERT_EQ(store->save(example(step), false), "");
+  EXPECT_EQ(store->steps(), (Steps{4, 8, 10, 12, 14}));  // every second one, as without the stopgaps
+  ASSERT_EQ(store->save(stopgap(15), false), "");
+  EXPECT_EQ(store->load_latest(rejected, {}, 16)->step, 14);
+  EXPECT_TRUE(run.names().contains("00000015.bad-diverged"));
+  EXPECT_TRUE(rejected.empty());
+}
+
 // A kill behind the last save of a run, before the oldest one went: nothing is saved after it.
 TEST(Checkpoint, WhatIsTooManyGoesOnLoading) {
   SavedRun run({1, 2, 3, 4, 5, 6}, {.keep = 10});

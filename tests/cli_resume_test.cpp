@@ -1,7 +1,9 @@
 // `linnet resume`, `fork`, `check --only resume` and --max-time, as a person runs them.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -59,6 +61,12 @@ class Resume : public testing::Test {
     return dir_ / "tiny.toml";
   }
   std::string at(const std::string& name) { return dir_ / name; }
+  std::map<std::string, std::string> contents(const std::string& name) {
+    std::map<std::string, std::string> all;
+    for (const auto& entry : fs::recursive_directory_iterator(at(name)))
+      if (entry.is_regular_file() && entry.path().filename() != "LOCK") all[entry.path()] = read(entry.path());
+    return all;
+  }
   void train(const std::string& name, const std::string& extra = "") {
     const Ended ended = linnet({"train", config(extra), "--out", at(name)});
     ASSERT_EQ(ended.code, 0) << ended.err;
@@ -105,6 +113,10 @@ TEST_F(Resume, GoesOnToTheSameBits) {
     expect_has(ended.err, "at step " + std::to_string(step) + ", epoch ");
     expect_same("a", "b");
   }
+  // env.json tells of this sitting, and of the one before what was otherwise (it is the copied run's).
+  const auto now = nlohmann::json::parse(read(dir_ / "b" / "env.json")),
+             then = nlohmann::json::parse(read(dir_ / "a" / "env.json"));
+  EXPECT_EQ(now["earlier"], (nlohmann::json{{{"started", then["started"]}}}));
   // The control: weights alone are not enough.
   EXPECT_EQ(
       linnet({"fork", checkpoint("a", 3, "model.safetensors"), config("checkpoint.keep = 100\n"), "--out", at("c")})
@@ -219,17 +231,11 @@ TEST_F(Resume, WhereAllAreDamagedNothingIsOverwritten) {
   train("a");
   for (const auto& entry : fs::directory_iterator(dir_ / "a" / "checkpoints"))
     flip_last_bit(entry.path() / "model.safetensors");
-  const auto contents = [&] {
-    std::map<std::string, std::string> all;
-    for (const auto& entry : fs::recursive_directory_iterator(at("a")))
-      if (entry.is_regular_file() && entry.path().filename() != "LOCK") all[entry.path()] = read(entry.path());
-    return all;
-  };
-  const auto before = contents();
+  const auto before = contents("a");
   const Ended ended = linnet({"resume", at("a"), "--epochs", "9"});
   EXPECT_EQ(ended.code, 4) << ended.err;
   expect_has(ended.err, "none of the checkpoints can be used, and starting over would lose them");
-  EXPECT_EQ(contents(), before);
+  EXPECT_EQ(contents("a"), before);
 }
 
 TEST_F(Resume, ASavedRunWithoutItsCheckpointsIsNotStartedOver) {
@@ -241,6 +247,135 @@ TEST_F(Resume, ASavedRunWithoutItsCheckpointsIsNotStartedOver) {
   expect_has(ended.err, "the checkpoints of " + at("a") + " are gone");
   EXPECT_EQ(read(dir_ / "a" / "model.safetensors"), weights);
   EXPECT_EQ(read(dir_ / "a" / "metrics.jsonl"), metrics);
+}
+
+// Nor one that was killed, which nothing but what lies in its folder can say.
+TEST_F(Resume, AKilledRunWithoutItsCheckpointsIsNotStartedOver) {
+  for (const char* gone : {"model.safetensors", "metrics.jsonl", "their content"}) {
+    train(gone);
+    std::ofstream(dir_ / gone / "summary.json") << R"({"status":"running"})";
+    fs::remove_all(dir_ / gone / "checkpoints");
+    fs::remove(dir_ / gone / gone);
+    if (std::string(gone) == "their content") {
+      fs::create_directory(dir_ / gone / "checkpoints");
+      fs::remove(dir_ / gone / "model.safetensors");
+    }
+    const std::string metrics = read(dir_ / gone / "metrics.jsonl");
+    const Ended ended = linnet({"resume", at(gone)});
+    EXPECT_EQ(ended.code, 4) << ended.err;
+    expect_has(ended.err, "are gone");
+    EXPECT_EQ(read(dir_ / gone / "metrics.jsonl"), metrics);
+  }
+}
+
+TEST_F(Resume, ARefusalLeavesTheSummaryAndTheCheckpoints) {
+  train("a", "checkpoint.keep = 9\n");
+  const auto whole = contents("a");
+  const Ended fewer = linnet({"resume", at("a"), "--epochs", "2", "--set", "checkpoint.keep=2"});
+  EXPECT_EQ(fewer.code, 2) << fewer.err;
+  expect_has(fewer.err, "epochs behind it, more than train.epochs = 2");
+  EXPECT_EQ(contents("a"), whole);
+  const std::string log = read(dir_ / "a" / "metrics.jsonl");
+  for (const std::string& left : {log.substr(0, 100), std::string(), "x" + log.substr(1)}) {
+    std::ofstream(dir_ / "a" / "metrics.jsonl") << left;
+    const auto before = contents("a");
+    const Ended ended = linnet({"resume", at("a")});
+    if (left.size() < log.size()) {
+      EXPECT_EQ(ended.code, 4) << ended.err;
+      expect_has(ended.err, "lines of it were lost");
+      EXPECT_EQ(contents("a"), before);
+    } else {
+      EXPECT_EQ(ended.code, 0) << ended.err;
+      expect_has(ended.err, "metrics.jsonl was changed");
+    }
+  }
+}
+
+TEST_F(Resume, NorIsARunEndedInTheMiddleOfAnEpoch) {
+  train("a", "checkpoint.keep = 12\n");
+  rewind("a", 7);  // two epochs of 3 steps, and one step
+  const auto whole = contents("a");
+  const Ended two = linnet({"resume", at("a"), "--epochs", "2"});
+  EXPECT_EQ(two.code, 2) << two.err;
+  expect_has(two.err, "has 2 epochs and 1 steps of the next behind it, more than train.epochs = 2");
+  EXPECT_EQ(contents("a"), whole);
+  EXPECT_EQ(linnet({"resume", at("a"), "--epochs", "3"}).code, 0);
+}
+
+TEST_F(Resume, MoreEpochsAfterTheBestWeightsGiveTheSameBits) {
+  const std::string file = config("train.patience = 9\ntrain.stop_metric = 'val/acc'\n");
+  for (const auto& [name, epochs] : {std::pair{"a", "6"}, {"b", "3"}})
+    ASSERT_EQ(linnet({"train", file, "--out", at(name), "--epochs", epochs, "--set", "schedule.name=constant"}).code,
+              0);
+  const Ended ended = linnet({"resume", at("b"), "--epochs", "6"});
+  EXPECT_EQ(ended.code, 0) << ended.err;
+  expect_same("a", "b");
+}
+
+TEST_F(Resume, OfAHardLinkedCopyTheOtherIsLeftAlone) {
+  train("a");
+  rewind("a", 3);
+  fs::create_directory(at("b"));
+  for (const auto& entry : fs::recursive_directory_iterator(at("a"))) {
+    const fs::path to = dir_ / "b" / fs::relative(entry.path(), at("a"));
+    if (entry.is_directory())
+      fs::create_directory(to);
+    else if (entry.path().filename() != "LOCK")
+      fs::create_hard_link(entry.path(), to);
+  }
+  const auto before = contents("a");
+  EXPECT_EQ(linnet({"resume", at("b")}).code, 0);
+  EXPECT_EQ(contents("a"), before);
+  EXPECT_NE(read(dir_ / "b" / "metrics.jsonl"), "");
+}
+
+TEST_F(Resume, WhatIsMadeOfADamagedCheckpointIsSaid) {
+  train("a");
+  EXPECT_EQ(linnet({"eval", at("a")}).err.find("not used"), std::string::npos);
+  flip_last_bit(checkpoint("a", 12, "model.safetensors"));
+  for (const Args& args :
+       {Args{"eval", at("a")}, {"export", at("a"), "-o", at("a.onnx")}, {"fork", at("a"), config()}}) {
+    Args all = args;
+    if (args[0] == "fork") all.insert(all.end(), {"--out", at("c")});
+    const Ended ended = linnet(all);
+    EXPECT_EQ(ended.code, 0) << ended.err;
+    expect_has(ended.err, "note: checkpoint 00000012 is not used: ");
+    expect_has(ended.err, "note: the weights are those of step ");
+  }
+  for (const auto& entry : fs::directory_iterator(dir_ / "a" / "checkpoints"))
+    fs::resize_file(entry.path() / "model.safetensors", 9);
+  const Ended ended = linnet({"eval", at("a")});
+  EXPECT_EQ(ended.code, 0) << ended.err;
+  expect_has(ended.err, "of which nothing tells whether they are whole");
+}
+
+TEST_F(Resume, AnEnvJsonOfAnyShapeIsNoObstacle) {
+  train("a", "checkpoint.keep = 100\n");
+  rewind("a", 3);
+  json env = json::parse(read(dir_ / "a" / "env.json"));
+  for (int i = 0; i < 50000; ++i) env["k" + std::to_string(i)] = "v";  // quadratic, this took half a minute
+  env["earlier"] = {1, "x", env};
+  env["x"] = json::parse("[[[[[[1]]]]]]");  // one level more than may stand in "earlier"
+  std::ofstream(dir_ / "a" / "env.json") << env;
+  for (const int step : {3, 1}) {
+    rewind("a", step);
+    const Ended ended = linnet({"resume", at("a")});
+    ASSERT_EQ(ended.code, 0) << ended.err;
+  }
+  EXPECT_LT(fs::file_size(dir_ / "a" / "env.json"), 20000);
+  EXPECT_EQ(json::parse(read(dir_ / "a" / "env.json"))["earlier"].size(), 5);
+}
+
+TEST_F(Resume, ALogThatWasShiftedIsToldAsThat) {
+  train("a");
+  rewind("a", 3);
+  const std::string log = read(dir_ / "a" / "metrics.jsonl");
+  std::ofstream(dir_ / "a" / "metrics.jsonl") << "x\n" << log;
+  const auto before = contents("a");
+  const Ended ended = linnet({"resume", at("a")});
+  EXPECT_EQ(ended.code, 4);
+  expect_has(ended.err, "end within a line; put it back");
+  EXPECT_EQ(contents("a"), before);
 }
 
 TEST_F(Resume, AKillWhileItStartedIsNoObstacle) {
@@ -276,6 +411,43 @@ TEST_F(Resume, ForkStartsFromARunOrAFile) {
   const Ended other = linnet({"fork", at("a"), config(), "--out", at("c"), "--set", "model.name=mlp"});
   EXPECT_NE(other.code, 0);
   EXPECT_FALSE(fs::exists(at("c")));
+}
+
+// Its weights are in its first checkpoint alone: before there is one, there is no run that could be resumed. What was
+// refused or killed before then is no obstacle to the same command.
+TEST_F(Resume, AForkBeforeItsFirstCheckpointIsNoRun) {
+  train("a");
+  ASSERT_EQ(linnet({"fork", at("a"), config(), "--out", at("b")}).code, 0);
+  fs::create_directory(at("c"));  // a limit of the process: the checkpoint cannot be written
+  const pid_t pid = fork();
+  if (pid == 0) {
+    const rlimit none{1000, 1000};
+    setrlimit(RLIMIT_FSIZE, &none);
+    _exit(linnet({"fork", at("a"), config(), "--out", at("c")}).code);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(pid, &status, 0), pid);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 4) << status;
+  EXPECT_TRUE(fs::exists(at("c") + "/checkpoints"));
+  const Ended resumed = linnet({"resume", at("c")});
+  EXPECT_EQ(resumed.code, 2) << resumed.err;
+  expect_has(resumed.err, "there is no run in");
+  fs::create_directory(at("c") + "/checkpoints/.tmp-00000000-1");  // as a kill leaves it
+  const Ended again = linnet({"fork", at("a"), config(), "--out", at("c")});
+  EXPECT_EQ(again.code, 0) << again.err;
+  expect_same("b", "c");
+  fs::remove(at("c") + "/config.toml");  // but a run that has lost its config is not overwritten
+  expect_has(linnet({"fork", at("a"), config(), "--out", at("c")}).err, "exists and is not empty");
+}
+
+TEST_F(Resume, ARunThatBeginsAtThisMomentHasTheFolder) {
+  fs::create_directory(at("a"));
+  const int lock = open((at("a") + "/LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  ASSERT_EQ(flock(lock, LOCK_EX), 0);
+  std::ofstream(at("a") + "/env.json") << "{}";
+  const Ended ended = linnet({"train", config(), "--out", at("a")});
+  EXPECT_EQ(ended.code, 7) << ended.err;
+  close(lock);
 }
 
 TEST_F(Resume, MaxTimeSavesAndStops) {
@@ -336,6 +508,19 @@ TEST_F(Resume, AChangedLogIsSeen) {
   expect_has(more.err, "metrics.jsonl was changed since step ");
 }
 
+TEST_F(Resume, WhatOnlyTellsOfARunMayBeMovedAway) {
+  train("a");
+  for (const char* file : {"summary.json", "env.json"}) {
+    const std::string text = read(dir_ / "a" / file);
+    std::ofstream(dir_ / "a" / file) << "{";
+    const Ended ended = linnet({"resume", at("a")});
+    EXPECT_EQ(ended.code, 4) << ended.err;
+    expect_has(ended.err, "put the file back or move it away: the run can go on without it");
+    fs::remove(dir_ / "a" / file);
+    EXPECT_EQ(linnet({"resume", at("a")}).code, 0);
+  }
+}
+
 TEST_F(Resume, FilesOfAnotherShapeAreNoCrash) {
   train("a");
   for (const char* file : {"env.json", "summary.json"})
@@ -385,6 +570,21 @@ TEST_F(Resume, NothingIsPrintedAsItIs) {
     const Ended ended = linnet(args);
     EXPECT_EQ((ended.out + ended.err).find('\x1b'), std::string::npos) << args[0];
     EXPECT_EQ(ended.out.find("\u202e"), std::string::npos);
+    expect_has(ended.out + ended.err, "\\x1b[31m");
+  }
+  std::string log = read(dir_ / name / "metrics.jsonl");
+  const std::string forged = R"("grad_norm/\u001b[31mlayer":1,"update_norm/\u001b[31mlayer":1,)";
+  for (size_t i = 0; (i = log.find("\"grad_norm\"", i)) != log.npos; i += forged.size() + 1) log.insert(i, forged);
+  std::ofstream(dir_ / name / "metrics.jsonl") << log;
+  fs::copy(at(name), at("other"), fs::copy_options::recursive);
+  for (size_t i = 0; (i = log.find("layer\":1", i)) != log.npos;) log[i + 7] = '2';
+  std::ofstream(dir_ / "other" / "metrics.jsonl") << log;
+  for (const Args& args : {Args{"watch", at(name), "--once"}, Args{"diff", at(name), at("other")},
+                           Args{"export", at(name), "-o", at("net\x1b[31m.onnx")},
+                           Args{"fork", at(name), config(), "--out", at("fork\x1b[31m")}}) {
+    const Ended ended = linnet(args);
+    EXPECT_EQ(ended.code, 0) << ended.err;
+    EXPECT_EQ((ended.out + ended.err).find("\x1b[31m"), std::string::npos) << args[0];
     expect_has(ended.out + ended.err, "\\x1b[31m");
   }
 }

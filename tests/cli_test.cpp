@@ -284,7 +284,11 @@ TEST_F(BadInput, Data) {
   for (int i = 1; i <= 5; ++i) make("data_batch_" + std::to_string(i) + ".bin", kBatch);
   expect_refused(with_path(data), 3, {"test_batch.bin"});  // half there
   make("test_batch.bin", kBatch);
-  EXPECT_EQ(linnet({"data", "verify", data}).code, 0);
+  const Ended black_images = linnet({"data", "verify", data});
+  EXPECT_EQ(black_images.code, 0);
+  for (const char* part : {"train", "test"})
+    expect_has(black_images.out + black_images.err,
+               std::string("its ") + part + " images are not those of CIFAR-10 as it was published");
   expect_refused(with_path(data), 3, {"the same value in every pixel"});
 
   make("data_batch_3.bin", kBatch - 1);
@@ -343,6 +347,15 @@ TEST_F(BadInput, TwoRunsInOneFolder) {
   for (int i = 0; i < 4; ++i) runs.push_back(start({"train", toml, "--epochs", "1"}));
   for (const pid_t run : runs) EXPECT_EQ(wait(run).code, 0);
   EXPECT_EQ(std::distance(fs::directory_iterator(dir_ / "runs"), {}), 4);
+}
+
+TEST_F(BadInput, TheRealCifar10IsNone) {
+  const char* data = std::getenv("LINNET_DATA");
+  if (!data || !*data) GTEST_SKIP() << "set LINNET_DATA to the real CIFAR-10 to check it";
+  const Ended ended = linnet({"data", "verify", data});
+  EXPECT_EQ(ended.code, 0);
+  expect_has(ended.out + ended.err, ": ok, 50000 training, 10000 test images");
+  EXPECT_EQ((ended.out + ended.err).find("as it was published"), std::string::npos) << ended.out << ended.err;
 }
 
 TEST_F(BadInput, RunFolder) {

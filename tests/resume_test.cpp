@@ -192,6 +192,13 @@ const std::vector<Case> kCases = {
        c.train.epochs = 6;
      },
      [](const Progress& p) { return p.stopped && p.epoch < 6; }},
+    {"BestWeights", "convnet",  // which are not the last
+     [](Config& c) {
+       c.train.patience = 9;
+       c.optimizer.lr = 0.3;
+       c.train.epochs = 5;
+     },
+     [](const Progress& p) { return p.best_in_use && p.stop_watch.epoch < 5; }},
     {"Smoothing", "mlp",
      [](Config& c) {
        c.log = {.interval = 2, .smoothing = 0.9};
@@ -236,7 +243,35 @@ TEST_P(Resume, AtEveryStepGivesTheSameRun) {
     ASSERT_EQ(resumed.run(), Outcome::done);
     EXPECT_EQ(texts_of(resumed.rows, 0), texts_of(straight.rows, s.rows)) << s.progress;
     EXPECT_EQ(resumed.trainer.state_hash(), straight.trainer.state_hash()) << s.progress;
+    EXPECT_EQ(resumed.trainer.progress().to_json(), straight.trainer.progress().to_json()) << s.progress;
   }
+}
+
+// A run that had come to its end, with fewer epochs, goes on as the one that was to have them from the start. Not where
+// the learning rate depends on how many there are to be.
+TEST(ResumeEpochs, MoreEpochsGiveTheRunThatHadThemFromTheStart) {
+  int seen = 0;
+  for (const Case& c : kCases) {
+    Config config = config_of(c);
+    if (config.schedule.name != "plateau") config.schedule.name = "constant";
+    seen += config.train.epochs > 1;
+    TinyRun straight(config, 1);
+    Recorder recorder(straight);
+    ASSERT_EQ(straight.trainer.run({&straight, &recorder}), Outcome::done);
+    for (int64_t epochs = 1; epochs < straight.trainer.progress().epoch; ++epochs) {
+      config.train.epochs = epochs;
+      TinyRun shorter(config, 1);
+      Recorder end(shorter);
+      ASSERT_EQ(shorter.trainer.run({&shorter, &end}), Outcome::done);
+      config.train.epochs = straight.config.train.epochs;
+      TinyRun longer(config, 1);
+      put(longer.trainer, end.states.back());
+      ASSERT_EQ(longer.run(), Outcome::done);
+      EXPECT_EQ(texts_of(longer.rows, 0), texts_of(straight.rows, end.states.back().rows)) << c.label << epochs;
+      EXPECT_EQ(longer.trainer.state_hash(), straight.trainer.state_hash()) << c.label << epochs;
+    }
+  }
+  EXPECT_GE(seen, 15);
 }
 
 std::string content(const std::filesystem::path& file) {
@@ -253,7 +288,7 @@ void run_in_folder(const Config& config, const std::filesystem::path& dir, int64
   RunFolder run = again ? RunFolder(dir, at.config, *at.backend, at.data, RunFolder::Existing{})
                         : RunFolder(dir, at.config, *at.backend, at.data);
   RunCheckpoints checkpoints(run, at.trainer);
-  if (again) checkpoints.load(at.trainer);
+  again ? void(checkpoints.load(at.trainer)) : run.begin();
   const Outcome outcome =
       at.trainer.run({&run, &checkpoints}, [&] { return stop >= 0 && at.trainer.global_step() >= stop; });
   checkpoints.wait();
@@ -461,9 +496,22 @@ TEST(ResumeControl, ALostSlotOrCounterIsSeen) {
   lost = recorder.states[1];
   lost.progress = p.to_json();
   TinyRun b(config);
-  put(b.trainer, lost);
-  b.run();
-  EXPECT_NE(b.trainer.state_hash(), straight.trainer.state_hash());
+  EXPECT_THROW(put(b.trainer, lost), Error);  // in the first phase all updates count
+
+  config.phases = {phase_at(1, config.optimizer, "carried")};
+  TinyRun phases(config, 1);
+  Recorder second(phases);
+  phases.trainer.run({&phases, &second});
+  lost = second.states[3];
+  p = Progress::from_json(lost.progress, "a test");
+  ASSERT_EQ(p.phase, 1);
+  ASSERT_EQ(p.update_start, 0);
+  p.update_start = p.phase_step;
+  lost.progress = p.to_json();
+  TinyRun c(config);
+  put(c.trainer, lost);
+  c.run();
+  EXPECT_NE(c.trainer.state_hash(), phases.trainer.state_hash());
 }
 
 TEST(Progress, TextIsReadBackWholeOrRefused) {
@@ -523,6 +571,11 @@ TEST(Progress, AForgedStateIsRefused) {
                                                                          {"phase_epoch", int64_t(1) << 40},
                                                                          {"update_start", -1},
                                                                          {"update_start", step + 1},
+                                                                         {"phase_step", step},
+                                                                         {"phase_epoch", 1},
+                                                                         {"update_start", step},
+                                                                         {"stopped", true},
+                                                                         {"best_in_use", true},
                                                                          {"rewinds", -1},
                                                                          {"rewound_from", 1},
                                                                          {"rewound_from", -2},
@@ -548,6 +601,41 @@ TEST(Progress, AForgedStateIsRefused) {
     EXPECT_FALSE(accepted(forged.dump())) << field << " = " << value;
   }
   EXPECT_FALSE(accepted(text.substr(0, text.rfind('}')) + ",\"step\": 1}"));  // a key twice
+}
+
+// `linnet eval` and its like: what has right digests and no weights is not used.
+TEST(ResumeFolder, WeightsAreThoseOfACheckpointThatHasSome) {
+  const TempDir folder;
+  CheckpointStore store(folder / "checkpoints");
+  Checkpoint c{.step = 1};
+  c.tensors["model"].tensors["w"] = {"F32", {1}, std::vector<char>(4)};
+  EXPECT_EQ(store.save(c, false), "");
+  EXPECT_EQ(store.save({.step = 2}, false), "");
+  std::string origin;
+  std::vector<std::string> notes;
+  EXPECT_TRUE(run_weights(folder.path(), origin, notes).tensors.contains("w"));
+  EXPECT_TRUE(origin.starts_with("checkpoint 1 ")) << origin;
+  ASSERT_EQ(notes.size(), 2u);
+  EXPECT_NE(notes[0].find("checkpoint 00000002 is not used: it has no model.safetensors"), std::string::npos)
+      << notes[0];
+}
+
+// Moved while it trained, a run leaves the one alone that has its name by then.
+TEST(ResumeFolder, AMovedRunWritesNothingIntoAnotherOfItsName) {
+  const TempDir folder;
+  TinyRun at(tiny_config("mlp"), 1);
+  RunFolder run(folder / "run", at.config, *at.backend, at.data);
+  run.begin();
+  ASSERT_EQ(at.trainer.run({&run}), Outcome::done);
+  std::filesystem::rename(folder / "run", folder / "moved");
+  std::filesystem::create_directory(folder / "run");
+  EXPECT_THROW(run.finish("done", at.trainer), Error);
+  run.fail_run("failed", "a test", &at.trainer, nullptr);
+  EXPECT_TRUE(std::filesystem::is_empty(folder / "run"));
+  std::filesystem::remove(folder / "run");
+  std::filesystem::rename(folder / "moved", folder / "run");
+  run.finish("done", at.trainer);
+  EXPECT_TRUE(std::filesystem::exists(folder / "run" / "model.safetensors"));
 }
 
 }  // namespace

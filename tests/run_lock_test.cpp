@@ -114,6 +114,36 @@ TEST(RunLock, LeftOverOrHostileContentOnlyChangesTheMessage) {
   }
 }
 
+TEST(RunLock, SomebodysOwnFileOfThatNameIsNotOverwritten) {
+  const TempDir run;
+  std::ofstream(run / "LOCK") << "notes on locks";
+  {
+    const RunLock lock(run.path());
+    EXPECT_NE(refusal(run.path()).find("is in use by another process"), std::string::npos);
+  }
+  std::string left;
+  std::getline(std::ifstream(run / "LOCK"), left);
+  EXPECT_EQ(left, "notes on locks");
+}
+
+TEST(RunLock, APipeOfThatNameIsNotWaitedFor) {
+  const TempDir run;
+  ASSERT_EQ(::mkfifo((run / "LOCK").c_str(), 0600), 0);
+  EXPECT_EQ(refusal(run.path()), "");
+}
+
+TEST(RunLock, KnowsItsFolderFromAnotherOfThatName) {
+  const TempDir dir;
+  std::filesystem::create_directory(dir / "run");
+  const RunLock lock(dir / "run");
+  EXPECT_TRUE(lock.holds(dir / "run"));
+  std::filesystem::rename(dir / "run", dir / "moved");
+  EXPECT_FALSE(lock.holds(dir / "run"));
+  std::filesystem::create_directory(dir / "run");
+  EXPECT_FALSE(lock.holds(dir / "run"));
+  EXPECT_TRUE(lock.holds(dir / "moved"));
+}
+
 TEST(RunLock, FailuresOfTheDiskAreNotTakenForALock) {
   const TempDir run;
   try {

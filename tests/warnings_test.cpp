@@ -314,6 +314,7 @@ TEST(Warnings, W25ACheckpointWithoutStateIsRefused) {
   TinyRun run(tiny_config("linear"));
   RunFolder folder(dir / "run", run.config, *run.backend, run.data);
   RunCheckpoints checkpoints(folder, run.trainer);
+  folder.begin();
   run.trainer.step();
   checkpoints.save_now(run.trainer);
   EXPECT_TRUE(checkpoints.load(run.trainer));

@@ -30,6 +30,7 @@ class Folder;
 
 struct Checkpoint {
   int64_t step = 0, epoch = 0;
+  bool stopgap = false;                        // saved because the run was stopped, not because one was due
   std::map<std::string, SafeTensors> tensors;  // "model", "optim": a-z, 0-9 and _
   std::string state = "{}";                    // JSON text
   std::map<std::string, std::string> facts;    // kept in the MANIFEST: versions, device, digests of config and data
@@ -44,7 +45,9 @@ struct Rejected {
 // `rejected`. Nothing on the disk is changed and no lock is needed. nullopt where nothing was ever saved;
 // Error(Exit::checkpoint) that names each where none is sound, and where a sound one may merely be unreadable now (no
 // permission, no memory, a newer format).
-std::optional<Checkpoint> load_latest_checkpoint(const std::filesystem::path& folder, std::vector<Rejected>& rejected);
+// `use` as in CheckpointStore::load_latest.
+std::optional<Checkpoint> load_latest_checkpoint(const std::filesystem::path& folder, std::vector<Rejected>& rejected,
+                                                 const std::function<void(const Checkpoint&)>& use = {});
 
 struct Retention {
   int keep = 3;       // the newest so many stay
@@ -63,13 +66,14 @@ class CheckpointStore {
   // `every`-th stay, and never fewer than two that were read back and found sound. Returns what went wrong with that
   // (empty: nothing), as it does not harm the checkpoint. A failed write is tried once more from the start; with a full
   // disk, after removing the oldest one that need not stay. `best`: it is the best so far. The step may be the newest
-  // one's: that is replaced.
+  // one's: that is replaced. A stopgap takes nobody's place: it isn't counted, and goes when the next one is saved.
   // Error(Exit::diverged) where a number is not finite, Error(Exit::checkpoint) for the rest; what was there, remains.
   std::string save(const Checkpoint&, bool best);
 
   // As load_latest_checkpoint; the rejected are then renamed to STEP.bad-REASON. `use` takes one into use, and throws
   // Error(Exit::checkpoint) where it cannot: then it is rejected, too. With `newest`, it is the latest up to that step
-  // or, where there is none, the one after it; those that are newer than what was loaded become STEP.bad-diverged.
+  // or, where there is none, the one after it, and never a stopgap, so that a run that was stopped goes back to where
+  // it would have gone without; those that are newer than what was loaded become STEP.bad-diverged.
   std::optional<Checkpoint> load_latest(std::vector<Rejected>& rejected,
                                         const std::function<void(const Checkpoint&)>& use = {},
                                         int64_t newest = std::numeric_limits<int64_t>::max());
@@ -80,13 +84,14 @@ class CheckpointStore {
 
  private:
   struct Saved {
-    int64_t number = 0;     // the how-many-eth save of the run; 0: its MANIFEST cannot be read
-    std::string digest;     // of its MANIFEST
+    int64_t number = 0;     // the how-many-eth save of the run; a stopgap has that of the save before it
+    std::string digest;     // of its MANIFEST; empty where that cannot be read
     bool verified = false;  // all of it was read by this process and found sound
   };
   void publish(const Checkpoint&, struct Manifest&);
   bool verified(int64_t step);
   bool must_stay(int64_t step) const;
+  bool is_stopgap(int64_t step) const;
   void retain();
   void drop_oldest();
   void remove(const std::vector<int64_t>& steps);

@@ -554,7 +554,7 @@ void visit(C& c, F&& f) {
       .used_by = {"linear", "sqrt"}},
     c.train.lr_batch_size);
   f(K{.name = "train.eval_batch_size",
-      .doc = "images per evaluation batch (no effect on the result)",
+      .doc = "images per evaluation batch (of the results, the last bits of a loss at most)",
       .min = 1,
       .max = 65536},
     c.train.eval_batch_size);

@@ -35,7 +35,8 @@ class Dynamics {
   void add_update_ratios(Row&) const;
 
   // For a checkpoint: where the sample went in the last step, '+', '-' or '0' each; empty if that is not known.
-  std::string directions(int64_t done);
+  // `weights`: those that the last step left.
+  std::string directions(int64_t done, const Tensor& weights);
   void restore(int64_t done, std::string directions);
 
  private:

@@ -64,7 +64,7 @@ struct RunState {
 
 class RunFolder : public Observer {
  public:
-  // Creates `dir` and writes config.toml, env.json and a summary. Error(Exit::usage) if it exists and is not empty,
+  // Creates `dir`, which is that of a run from begin() on. Error(Exit::usage) if it exists and is not empty,
   // Error(Exit::locked) if another process has it, Error(Exit::checkpoint) if it cannot be written.
   RunFolder(const std::filesystem::path& dir, const Config&, Backend&, const RunData&);
   // Takes up the run in `dir` again, with this config; nothing is written before restore(). Error(Exit::data) if it was
@@ -73,6 +73,9 @@ class RunFolder : public Observer {
   RunFolder(const std::filesystem::path& dir, const Config&, Backend&, const RunData&, Existing);
   ~RunFolder() override;
 
+  // Writes config.toml, env.json and a summary: now there is a run that may be resumed. Of a new one this comes last of
+  // what may be refused, and after the checkpoint of weights that its config does not say. restore() does it, too.
+  void begin();
   void on_row(const Row&) override;
   // Writes the weights and the final summary.
   void finish(const std::string& status, Trainer&, const std::string& reason = "");
@@ -87,17 +90,21 @@ class RunFolder : public Observer {
   RunState state() const;
   // The logs are cut to what `state` says. False where the rows that remain of the metrics are not those written then.
   bool restore(const RunState& state);
-  // Whether the run has saved its weights and a checkpoint with them: then starting over would lose it.
+  // Whether the run has saved its weights and a checkpoint with them, or may have, its checkpoints being gone: then
+  // starting over would lose it.
   bool was_saved() const { return was_saved_; }
+  // The step of the last row in metrics.jsonl; 0 where there is none that can be read.
+  int64_t last_logged_step() const;
   void sync_logs();
   // Kept in each checkpoint: with other ones than these, a run goes on but its bits may differ.
   const std::map<std::string, std::string>& facts() const { return facts_; }
 
  private:
   void open(const Config&, Backend&, const RunData&);
-  void begin();
   void save(Trainer&);
   void save_predictions(const std::vector<Prediction>&);
+  void require_own_folder() const;
+  void write(const char* name, const std::string& text) const;
   void write_summary();
   double wall_s() const;  // trained so far, in all sittings
 
@@ -129,15 +136,16 @@ class RunCheckpoints : public Observer {
   bool load(Trainer& trainer) { return load(trainer, std::numeric_limits<int64_t>::max()); }
   const std::vector<std::string>& notes() const { return notes_; }
   const std::optional<Config>& saved_config() const { return saved_config_; }
-  // Saves now and waits for it, unless the last one is of this very step.
-  void save_now(Trainer&);
+  // Saves now and waits for it, unless the last one is of this very step. A stopgap is one that would not be there, had
+  // the run not been stopped.
+  void save_now(Trainer&, bool stopgap = true);
   // Waits for the save under way; throws what went wrong with it.
   void wait();
   // Who hears, between two steps, what went wrong beside a save (an old checkpoint that cannot be removed); each once.
   void tell_warnings_to(std::function<void(const std::string&)> tell) { tell_ = std::move(tell); }
 
  private:
-  void submit(Trainer&, bool best);
+  void submit(Trainer&, bool best, bool stopgap);
   bool load(Trainer&, int64_t newest);
   void tell_warnings();
 
@@ -160,8 +168,9 @@ class RunCheckpoints : public Observer {
 std::string unsafe_changes(const std::vector<ConfigChange>&);
 
 // The weights that a run has come to: those of its newest sound checkpoint, or model.safetensors where there is none.
-// `origin` gets their place. Error(Exit::checkpoint) if there are neither.
-SafeTensors run_weights(const std::filesystem::path& run, std::string& origin);
+// `origin` gets their place, `notes` which newer ones cannot be used, and why. Error(Exit::checkpoint) if there are
+// neither.
+SafeTensors run_weights(const std::filesystem::path& run, std::string& origin, std::vector<std::string>& notes);
 
 // A new, empty folder in $LINNET_RUNS or runs/, named by time, model, optimizer and seed.
 std::filesystem::path new_run_dir(const Config&);

@@ -146,6 +146,7 @@ struct Progress {
   int64_t rewinds = 0, rewound_from = -1;  // how often; the furthest bad step that one began at
   std::vector<int64_t> rewound_to;         // the steps that they went back to
   bool stopped = false;                    // early stopping has ended the training
+  bool best_in_use = false;                // at its end, with train.patience: weights and "best" have changed places
   StepResult result;
   std::vector<double> totals;    // since the last row
   std::string directions;        // Dynamics::directions(), if the next step gets a row
@@ -236,6 +237,8 @@ class Trainer {
   Row step_row(double seconds);
   Row epoch_row(double seconds);
   bool end_epoch(const Row&);
+  void begin_next_epoch();
+  void exchange_best();
   void check_result();
   bool rewind(const std::vector<Observer*>&, const BadStep&);
   Diverged after_rewinds(const Diverged&) const;

@@ -91,11 +91,11 @@ struct Scratch {
     const auto backend = make_backend(config.train.device, backend_options(config));
     const RunData data = load_run_data(config);
     Trainer trainer(config, *backend, data);
-    auto run = fs::exists(dir / "config.toml")
-                   ? std::make_unique<RunFolder>(dir, config, *backend, data, RunFolder::Existing{})
-                   : std::make_unique<RunFolder>(dir, config, *backend, data);
+    const bool again = fs::exists(dir / "config.toml");
+    auto run = again ? std::make_unique<RunFolder>(dir, config, *backend, data, RunFolder::Existing{})
+                     : std::make_unique<RunFolder>(dir, config, *backend, data);
     RunCheckpoints checkpoints(*run, trainer);
-    checkpoints.load(trainer);
+    again ? void(checkpoints.load(trainer)) : run->begin();
     trainer.run({run.get(), &checkpoints}, [&] { return trainer.global_step() >= steps; });
     checkpoints.save_now(trainer);
     _exit(0);

@@ -1,6 +1,7 @@
 // linnet data get|verify|stats|pack
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -72,14 +73,28 @@ int get(const Options& o) {
   return int(Exit::ok);
 }
 
+// digest() of CIFAR-10 as it was published.
+constexpr std::pair<const char*, const char*> kCifar10[] = {{"train", "ee1c324a14ca9be8"},
+                                                            {"test", "7551e67dc08a6ae4"}};
+
 int verify(const Options& o) {
-  std::string where, counts;
-  for (const auto& [name, images] : parts_of(o, where))
+  std::string where, counts, others;
+  for (const auto& [name, images] : parts_of(o, where)) {
+    const auto published = std::ranges::find(kCifar10, name, [](const auto& known) { return known.first; });
+    if (o.name == "cifar10" && published != std::end(kCifar10) && digest(images) != published->second)
+      others += fmt::format(
+          "note: its {} images are not those of CIFAR-10 as it was published: their XXH3 is {}, expected {}. A byte "
+          "was "
+          "changed, or the files are others or in another order; where they are gone, `linnet data get` fetches "
+          "those\n",
+          name, digest(images), published->second);
     counts += fmt::format("{} {} {}", counts.empty() ? "" : ",", images.size(),
                           name == "train" ? "training"
                           : name == "val" ? "validation"
                                           : "test");
+  }
   fmt::print("{}: ok,{} images\n", where, counts);
+  tell(others);
   return int(Exit::ok);
 }
 

@@ -111,7 +111,7 @@ void print(const Parting& p) {
       fmt::print("; it was never the same\n");
   }
   if (p.row_a)
-    fmt::print("first other number: {} at step {}: {} and {}\n", p.metric, p.row_a->step, (*p.row_a)[p.metric],
+    fmt::print("first other number: {} at step {}: {} and {}\n", escaped(p.metric), p.row_a->step, (*p.row_a)[p.metric],
                (*p.row_b)[p.metric]);
 }
 

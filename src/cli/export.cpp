@@ -1,6 +1,7 @@
 // linnet export RUN|WEIGHTS -o model.onnx
 #include "console.h"
 #include "linnet/onnx.h"
+#include "linnet/text.h"
 #include "src/core/file.h"
 #include "trained_options.h"
 
@@ -20,8 +21,9 @@ int write_model(const Options& o) {
   const std::string model = to_onnx(trained, o.onnx);
   write_file_atomically(o.out, model, Exit::checkpoint);
   const ModelOptions& m = trained.options;
-  fmt::print("{}: ONNX opset 17, {} bytes; input [N, {}, {}, {}] is {}, output logits [N, {}]\n", o.out, model.size(),
-             m.channels, m.height, m.width, o.onnx.normalise ? "pixel / 255" : "(pixel / 255 - mean) / std", m.classes);
+  fmt::print("{}: ONNX opset 17, {} bytes; input [N, {}, {}, {}] is {}, output logits [N, {}]\n",
+             escaped(o.out, std::string::npos), model.size(), m.channels, m.height, m.width,
+             o.onnx.normalise ? "pixel / 255" : "(pixel / 255 - mean) / std", m.classes);
   return int(Exit::ok);
 }
 

@@ -72,12 +72,20 @@ int resume(const std::string& target, const TrainingOptions& o) {
     Trainer before(then, *at.backend, at.data);
     before.restore(trainer.progress());
     tell(learning_rate_note(trainer, before));
+    if (const Progress p = trainer.progress();
+        config.train.patience > 0 && p.epoch == then.train.epochs && !p.best_in_use)
+      tell(
+          "note: an older Linnet has kept the best weights of this run alone, and it goes on from those: not bit for "
+          "bit the run that it would have been with more epochs from the start\n");
   }
+  if (found && config.train.eval_batch_size != then.train.eval_batch_size)
+    tell("note: with another train.eval_batch_size the last bits of val/loss may be others\n");
   if (found)
-    tell(fmt::format("resuming {} at step {}, epoch {} of {}\n", target, trainer.global_step(),
-                     std::min(trainer.progress().epoch + 1, config.train.epochs), config.train.epochs));
+    tell(fmt::format("resuming {} at step {}, epoch {} of {}\n", escaped(target, std::string::npos),
+                     trainer.global_step(), std::min(trainer.progress().epoch + 1, config.train.epochs),
+                     config.train.epochs));
   else
-    tell(fmt::format("{} has no checkpoint yet: it starts at step 0\n", target));
+    tell(fmt::format("{} has no checkpoint yet: it starts at step 0\n", escaped(target, std::string::npos)));
   return run_training(trainer, run, checkpoints, at, warnings, o);
 }
 
@@ -102,7 +110,10 @@ int fork_run(const ForkOptions& o) {
   o.check();
   Config config = load_config(o.config, o.overrides());
   std::string weights = o.source;  // read before a folder is made
-  const SafeTensors tensors = fs::is_directory(o.source) ? run_weights(o.source, weights) : read_safetensors(o.source);
+  std::vector<std::string> notes;
+  const SafeTensors tensors =
+      fs::is_directory(o.source) ? run_weights(o.source, weights, notes) : read_safetensors(o.source);
+  for (const std::string& note : notes) tell("note: " + note + "\n");
   const Workplace at(config, o);
   Trainer trainer(config, *at.backend, at.data);
   trainer.start_from(tensors, weights, o.new_head ? Head::fresh : Head::given);
@@ -112,8 +123,9 @@ int fork_run(const ForkOptions& o) {
   warn(warnings, known);
   RunFolder run(o.out.empty() ? new_run_dir(config) : fs::path(o.out), config, *at.backend, at.data);
   RunCheckpoints checkpoints(run, trainer);
-  checkpoints.save_now(trainer);  // the run's first state: without it a resume would start from random weights
-  tell(fmt::format("{} from the weights {}\nrun: {}\n", config.model.name, weights,
+  checkpoints.save_now(trainer, false);  // the run's first state: without it a resume would start from random weights
+  run.begin();
+  tell(fmt::format("{} from the weights {}\nrun: {}\n", config.model.name, escaped(weights, std::string::npos),
                    escaped(run.dir().string(), std::string::npos)));
   return run_training(trainer, run, checkpoints, at, warnings, o);
 }

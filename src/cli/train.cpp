@@ -17,6 +17,7 @@ int train(const std::string& file, const TrainingOptions& o) {
   warn(warnings, start_warnings(config, facts_of(trainer.net().params(), at.data.train.size())));
   RunFolder run(o.out.empty() ? new_run_dir(config) : std::filesystem::path(o.out), config, *at.backend, at.data);
   RunCheckpoints checkpoints(run, trainer);
+  run.begin();
   tell(fmt::format("{} on {}, {}: {} parameters; {} training, {} validation images; {} steps an epoch\nrun: {}\n",
                    config.model.name, at.backend->info().front().second, config.train.precision,
                    trainer.net().params().count(), at.data.train.size(), at.data.val.size(), trainer.steps_per_epoch(),

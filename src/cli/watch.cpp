@@ -98,9 +98,11 @@ Series series_of(const RunRecord& w, const std::string& kind, const std::string&
 }
 
 std::string head_of(const RunRecord& w) {
-  std::string text = fmt::format(
-      "{}: {} with {}, seed {}: {}\n", w.name, w.config.model.name, w.config.optimizer.name, w.config.train.seed,
-      w.status == "stopped" ? fmt::format("stopped; go on with: linnet resume {}", w.dir.string()) : w.status);
+  std::string text = fmt::format("{}: {} with {}, seed {}: {}\n", escaped(w.name), w.config.model.name,
+                                 w.config.optimizer.name, w.config.train.seed,
+                                 w.status == "stopped" ? fmt::format("stopped; go on with: linnet resume {}",
+                                                                     escaped(w.dir.string(), std::string::npos))
+                                                       : escaped(w.status));
   if (w.rows.empty()) return text + "no row yet\n";
   const LoggedRow& last = w.rows.back();
   const LoggedRow *epoch = nullptr, *before = nullptr;
@@ -136,7 +138,7 @@ std::string layers_of(const Row& row, const Terminal& terminal) {
     if (!name.starts_with(prefix)) continue;
     const std::string layer = name.substr(prefix.size());
     const double velocity = row["velocity_norm/" + layer], update = row["update_norm/" + layer];
-    bars.push_back({layer, value,
+    bars.push_back({escaped(layer), value,
                     (std::isnan(velocity) ? "" : fmt::format("velocity {:.3g}, ", velocity)) +
                         fmt::format("update {:.3g}", update)});
   }
@@ -150,7 +152,7 @@ std::string rates_of(const Row& row, const Terminal& terminal) {
   const std::string prefix = "effective_lr/";
   std::vector<Bar> bars;
   for (const auto& [name, value] : row.values)
-    if (name.starts_with(prefix)) bars.push_back({"from " + name.substr(prefix.size()), 100 * value});
+    if (name.starts_with(prefix)) bars.push_back({"from " + escaped(name.substr(prefix.size())), 100 * value});
   return bars.empty() ? ""
                       : fmt::format("% of the weights by effective learning rate, step {}\n", row.step) +
                             draw_bars(bars, terminal);

@@ -79,9 +79,12 @@ BadStep parse_bad_step(std::string_view text, const std::string& origin) {
                            .loss = number_of(s.at("loss")),
                            .lr = number_of(s.at("lr")),
                            .grad_norm = float(number_of(s.at("grad_norm")))});
-    if (bad.step < 0 || bad.epoch < 0)
-      fail(Exit::checkpoint, "{}: expected a step and an epoch of 0 or more, got step {} and epoch {}", origin,
+    constexpr int64_t kMost = 1'000'000'000'000'000'000;
+    if (bad.step < 0 || bad.step > kMost || bad.epoch < 0 || bad.epoch > kMost)
+      fail(Exit::checkpoint, "{}: expected a step and an epoch from 0 to 10^18, got step {} and epoch {}", origin,
            bad.step, bad.epoch);
+    if (std::ranges::any_of(bad.samples, [](int32_t i) { return i < 0; }))
+      fail(Exit::checkpoint, "{}: expected samples of 0 or more", origin);
   } catch (const Error& e) {
     fail(Exit::checkpoint, "{}. The file is damaged: what the run said when it ended stands in its summary.json",
          e.what());

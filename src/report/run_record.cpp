@@ -80,13 +80,16 @@ RunRecord read_run(const fs::path& dir) {
     run.predictions = parse_predictions(read_file(file, kMaxJsonBytes, Exit::checkpoint), file.string());
   run.calibration = read_calibration(dir);
   std::string origin;
-  if (run.calibration && run.calibration->weights != digest(run_weights(dir, origin))) run.calibration.reset();
+  std::vector<std::string> notes;
+  if (run.calibration && run.calibration->weights != digest(run_weights(dir, origin, notes))) run.calibration.reset();
   return run;
 }
 
 std::map<std::string, std::string> environment_of(const RunRecord& run) {
   std::map<std::string, std::string> all;
-  const Json flat = run.env.flatten();
+  nlohmann::json env = run.env;  // a lookup in an ordered_json compares all keys
+  env.erase("earlier");
+  const nlohmann::json flat = env.flatten();
   for (const auto& [key, value] : flat.items())
     if (key.size() > 1 && key != "/started")
       all[key.substr(1)] = value.is_string() ? value.get<std::string>() : value.dump();

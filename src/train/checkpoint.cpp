@@ -175,9 +175,10 @@ struct Refusal {
   std::string kind;
 };
 
-std::optional<Loaded> find_latest(const Folder& folder, std::vector<Rejected>& rejected, std::vector<Refusal>& refusals,
-                                  const std::function<void(const Checkpoint&)>& use, int64_t newest) {
-  std::vector<int64_t> steps = steps_in(folder);
+// The latest of `steps`, which are ascending.
+std::optional<Loaded> find_latest(const Folder& folder, std::vector<int64_t> steps, std::vector<Rejected>& rejected,
+                                  std::vector<Refusal>& refusals, const std::function<void(const Checkpoint&)>& use,
+                                  int64_t newest) {
   std::reverse(steps.begin(), std::ranges::upper_bound(steps, newest));
   for (const int64_t step : steps) try {
       Loaded loaded = load_from(folder, step);
@@ -249,7 +250,8 @@ void check_contents(const Checkpoint& c) {
 
 }  // namespace
 
-std::optional<Checkpoint> load_latest_checkpoint(const fs::path& path, std::vector<Rejected>& rejected) {
+std::optional<Checkpoint> load_latest_checkpoint(const fs::path& path, std::vector<Rejected>& rejected,
+                                                 const std::function<void(const Checkpoint&)>& use) {
   std::optional<Folder> folder;
   try {
     folder.emplace(path, Exit::checkpoint);
@@ -258,7 +260,7 @@ std::optional<Checkpoint> load_latest_checkpoint(const fs::path& path, std::vect
     throw;
   }
   std::vector<Refusal> refusals;
-  auto loaded = find_latest(*folder, rejected, refusals, {}, std::numeric_limits<int64_t>::max());
+  auto loaded = find_latest(*folder, steps_in(*folder), rejected, refusals, use, std::numeric_limits<int64_t>::max());
   return loaded ? std::optional(std::move(loaded->checkpoint)) : std::nullopt;
 }
 
@@ -294,7 +296,7 @@ std::string CheckpointStore::save(const Checkpoint& c, bool best) {
          "{}: step {} is not saved, as {} is newer: resume from that one, or fork into another folder",
          folder_->path().string(), c.step, name_of(saved_.rbegin()->first));
 
-  Manifest m{c.step, c.epoch, saves_ + 1};
+  Manifest m{c.step, c.epoch, c.stopgap ? saves_ : saves_ + 1};
   m.best_step = best ? c.step : best_;
   if (const auto before = saved_.lower_bound(c.step); before != saved_.begin())
     m.previous = std::prev(before)->second.digest;
@@ -352,7 +354,9 @@ std::optional<Checkpoint> CheckpointStore::load_latest(std::vector<Rejected>& re
                                                        const std::function<void(const Checkpoint&)>& use,
                                                        int64_t newest) {
   std::vector<Refusal> refusals;
-  auto loaded = find_latest(*folder_, rejected, refusals, use, newest);
+  std::vector<int64_t> steps = steps_in(*folder_);
+  if (newest != std::numeric_limits<int64_t>::max()) std::erase_if(steps, [&](int64_t s) { return is_stopgap(s); });
+  auto loaded = find_latest(*folder_, steps, rejected, refusals, use, newest);
   if (!loaded) return {};
   const auto set_aside = [&](int64_t step, const std::string& kind) {
     const std::string name = fmt::format("{}.bad-{}", name_of(step), kind);
@@ -390,6 +394,12 @@ bool CheckpointStore::must_stay(int64_t step) const {
   return step == best_ || (retention_.every > 0 && number > 0 && number % retention_.every == 0);
 }
 
+bool CheckpointStore::is_stopgap(int64_t step) const {
+  const auto it = saved_.find(step);
+  if (it == saved_.end() || it->second.digest.empty()) return false;
+  return it->second.number == (it == saved_.begin() ? 0 : std::prev(it)->second.number);
+}
+
 bool CheckpointStore::verified(int64_t step) {
   Saved& saved = saved_.at(step);
   if (!saved.verified) try {
@@ -406,6 +416,10 @@ void CheckpointStore::retain() {
   int newer = 0, sound = 0;
   for (auto it = saved_.rbegin(); it != saved_.rend(); ++it) {
     const int64_t step = it->first;
+    if (is_stopgap(step)) {
+      if (it != saved_.rbegin()) old.push_back(step);
+      continue;
+    }
     const bool needed = sound < kSound && verified(step);
     sound += needed;
     if (newer++ >= retention_.keep && !needed && !must_stay(step)) old.push_back(step);

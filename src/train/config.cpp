@@ -131,7 +131,7 @@ Complaint read(const Key& key, const toml::node& node, bool& out) {
 Complaint read(const Key& key, const toml::node& node, int64_t& out) {
   const auto* value = node.as_integer();
   if (!value) {
-    const double f = node.value_or(NAN);
+    const auto f = node.value_or(std::numeric_limits<double>::quiet_NaN());
     const bool whole = node.is_floating_point() && f == std::floor(f) && std::fabs(f) < 0x1p53;
     return wrong_type(key, node, "an integer", whole ? fmt::format("write {}", static_cast<int64_t>(f)) : "");
   }

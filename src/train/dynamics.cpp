@@ -83,9 +83,9 @@ std::string Dynamics::directions_between(const std::vector<float>& from, const s
   return all;
 }
 
-std::string Dynamics::directions(int64_t done) {
+std::string Dynamics::directions(int64_t done, const Tensor& weights) {
   if (newer_.done >= 0 && newer_.done == done - 1)
-    return directions_between(download(newer_.weights), download(store_.flat().master));
+    return directions_between(download(newer_.weights), download(weights));
   return restored_at_ == done ? restored_ : "";
 }
 

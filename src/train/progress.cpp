@@ -40,6 +40,7 @@ void visit_progress(P& p, F&& f) {
   f("rewound_from", p.rewound_from);
   f("rewound_to", p.rewound_to);
   f("stopped", p.stopped);
+  f("best_in_use", p.best_in_use);
   f("result.clip_scale", p.result.clip_scale);
   f("result.grad_norm", p.result.grad_norm);
   f("result.bad", p.result.bad);
@@ -53,7 +54,7 @@ void visit_progress(P& p, F&& f) {
 }
 // Fields that older checkpoints lack: without them a run goes on all the same, and shows less of what was.
 bool is_optional(const std::string& name) {
-  return name == "directions" || name == "trace" || name.starts_with("rewound_");
+  return name == "directions" || name == "trace" || name == "best_in_use" || name.starts_with("rewound_");
 }
 
 // JSON has no NaN and no infinity: null stands for NaN, the only one that occurs in a good state.

@@ -63,8 +63,18 @@ fs::path new_run_dir(const Config& c) {
 
 // ---- Log -----------------------------------------------------------------------------------------------------------
 
+namespace {
+// `cp -al` of a run shares its logs, and what is cut here would be cut there: then a copy of its own takes its place.
+fs::path own_file(const fs::path& path) {
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && info.st_nlink > 1)
+    write_file_atomically(path, read_file(path, kLogBytes, Exit::checkpoint), Exit::checkpoint);
+  return path;
+}
+}  // namespace
+
 Log::Log(const fs::path& path)
-    : path_(path),
+    : path_(own_file(path)),
       fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666)),
       digest_(std::make_unique<Xxh3>()) {
   struct stat info {};
@@ -91,13 +101,18 @@ void Log::append(const std::string& line) {
 
 std::string Log::digest() const { return digest_->digest(); }
 
+namespace {
+void require_whole(const fs::path& log, int64_t has, int64_t size) {
+  if (size > has)
+    fail(Exit::checkpoint,
+         "{} has {} bytes, and the checkpoint belongs to {}: lines of it were lost; put it back, or start anew from "
+         "the weights with `linnet fork`",
+         log.string(), has, size);
+}
+}  // namespace
+
 void Log::cut(int64_t size) {
-  if (size > size_)
-    fail(
-        Exit::checkpoint,
-        "{} has {} bytes, and the checkpoint belongs to {}: lines of it were lost; put it back, or start anew from the "
-        "weights with `linnet fork`",
-        path_.string(), size_, size);
+  require_whole(path_, size_, size);
   if (uninterrupted([&] { return ::ftruncate(fd_, size); }) != 0)
     fail(Exit::checkpoint, "cannot cut {}: {}", path_.string(), std::generic_category().message(errno));
   size_ = size;
@@ -120,10 +135,31 @@ std::string text_at(const Json& json, const std::string& place) {
   return json.contains(at) && json[at].is_string() ? json[at].get<std::string>() : "";
 }
 
+// A file that tells about a run, which goes on as well without it.
+Json read_told(const fs::path& file) {
+  try {
+    return read_json(file, Exit::checkpoint);
+  } catch (const Error& e) {
+    fail(e.exit, "{}; put the file back or move it away: the run can go on without it", e.what());
+  }
+}
+
 // What write_file_atomically leaves when it is killed.
 bool is_left_over(const fs::path& file) {
   const std::string name = file.filename().string();
   return name.starts_with(".linnet-") && name.ends_with(".tmp");
+}
+
+// What a run that was killed or refused before it began may leave in its folder: nothing that it would lose.
+bool is_of_no_run(const fs::path& file) {
+  const auto is_temporary = [](const fs::directory_entry& e) {
+    return e.path().filename().string().starts_with(".tmp-");
+  };
+  const fs::path name = file.filename();
+  std::error_code error;
+  if (name == "checkpoints" && fs::is_directory(fs::symlink_status(file, error)))
+    return std::ranges::all_of(fs::directory_iterator(file), is_temporary);
+  return name == "LOCK" || is_left_over(file);
 }
 
 void remove_left_overs(const fs::path& dir) {
@@ -134,14 +170,45 @@ void remove_left_overs(const fs::path& dir) {
   for (const fs::path& file : found) fs::remove(file, ignored);
 }
 
-// The last row of a kind in a log; an empty one if there is none.
-Row last_row(const fs::path& log, const std::string& kind) {
-  const std::string text = read_file(log, kLogBytes, Exit::checkpoint);
+// What a log of which `size` bytes belong to a checkpoint has of them.
+std::string kept_of(const fs::path& log, int64_t size) {
+  std::error_code error;
+  std::string text = fs::exists(log, error) ? read_file(log, kLogBytes, Exit::checkpoint) : "";
+  require_whole(log, int64_t(text.size()), size);
+  return text.substr(0, size_t(size));
+}
+
+// The last row of a kind in a log's text; an empty one if there is none.
+Row last_row(const std::string& text, const std::string& kind, const fs::path& log) {
   const std::string mark = fmt::format("\"kind\":\"{}\"", kind);
   const size_t at = text.rfind(mark);
   if (at == text.npos) return {};
   const size_t before = text.rfind('\n', at), begin = before == text.npos ? 0 : before + 1;
   return parse_row(std::string_view(text).substr(begin, text.find('\n', at) - begin), log.string());
+}
+
+// The sittings before one that goes on with a run, which env.json told of so far: of each when it started, and what was
+// not then as it is now. Anyone may have changed that file: short texts are taken of it, and the last thousand
+// sittings.
+Json earlier_sittings(const Json& before, const Json& now) {
+  constexpr size_t kSittings = 1000, kText = 1000, kFacts = 50;
+  const auto facts = [&](const Json& sitting, const auto& wanted) {
+    Json kept = Json::object();
+    if (sitting.is_object())
+      for (const auto& [key, value] : sitting.items())
+        if (kept.size() < kFacts && key.size() < kText && value.is_string() &&
+            value.template get_ref<const std::string&>().size() < kText && wanted(key, value))
+          kept[key] = value;
+    return kept;
+  };
+  Json all = Json::array();
+  if (const auto list = before.find("earlier"); list != before.end() && list->is_array())
+    for (size_t i = list->size() - std::min(list->size(), kSittings - 1); i < list->size(); ++i)
+      all.push_back(facts((*list)[i], [](const std::string&, const Json&) { return true; }));
+  all.push_back(facts(before, [&](const std::string& key, const Json& value) {
+    return key == "started" || (now.contains(key) && now[key] != value);
+  }));
+  return all;
 }
 
 // What the epochs in the log say together.
@@ -177,24 +244,26 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
     fail(Exit::usage, "there is a run in {} already: go on with it by `linnet resume`, or choose another with --out",
          dir.string());
   }
-  for (const auto& entry : fs::directory_iterator(dir))
-    if (entry.path().filename() != "LOCK" && !is_left_over(entry.path()))  // of a run that was killed before it began
-      fail(Exit::usage, "the run folder {} exists and is not empty; choose another with --out", dir.string());
+  for (const auto& entry : fs::directory_iterator(dir)) {
+    if (is_of_no_run(entry.path())) continue;
+    if (fs::exists(dir / "LOCK", error)) const RunLock free(dir);  // one that begins at this moment, too
+    fail(Exit::usage, "the run folder {} exists and is not empty; choose another with --out", dir.string());
+  }
   lock_ = std::make_unique<RunLock>(dir);
   if (fs::exists(dir / "config.toml", error))
     fail(Exit::locked, "another process has just started a run in {}", dir.string());
   open(config, backend, data);
-  begin();
 }
 
 RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend, const RunData& data, Existing)
     : dir_(dir), lock_(std::make_unique<RunLock>(dir)) {
   std::error_code error;
+  Json before;
   if (fs::exists(dir / "env.json", error)) {
-    const Json env = read_json(dir / "env.json", Exit::checkpoint);
+    before = read_told(dir / "env.json");
     const Json now = describe(data);
     for (const char* split : {"train", "val", "test"}) {
-      const std::string was = text_at(env, fmt::format("/data/{}/xxh3", split));
+      const std::string was = text_at(before, fmt::format("/data/{}/xxh3", split));
       const std::string is = text_at(now, fmt::format("/{}/xxh3", split));
       if (!was.empty() && was != is)
         fail(
@@ -205,10 +274,20 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
     }
   }
   if (fs::exists(dir / "summary.json", error)) {
-    const std::string status = text_at(read_json(dir / "summary.json", Exit::checkpoint), "/status");
+    const std::string status = text_at(read_told(dir / "summary.json"), "/status");
     was_saved_ = status == "done" || status == "interrupted";
   }
+  // One that was killed or failed says neither. But a run that has begun to train has a folder of checkpoints, and this
+  // file is written behind one of them.
+  const auto has = [&](const char* trace) {
+    return fs::is_regular_file(dir / trace, error) && fs::file_size(dir / trace, error) > 0;
+  };
+  was_saved_ |= has("model.safetensors") || (!fs::exists(dir / "checkpoints", error) && has("metrics.jsonl"));
   open(config, backend, data);
+  if (!before.is_object()) return;
+  Json env = Json::parse(env_);
+  env["earlier"] = earlier_sittings(before, env);
+  env_ = env.dump(2) + "\n";
 }
 
 RunFolder::~RunFolder() {
@@ -236,11 +315,10 @@ void RunFolder::open(const Config& config, Backend& backend, const RunData& data
     if (key != "threads") facts_[key] = value;  // any number of threads gives the same bits
 }
 
-// From here on the folder is that of a run with this config.
 void RunFolder::begin() {
   remove_left_overs(dir_);
-  write_file_atomically(dir_ / "config.toml", config_, Exit::checkpoint);
-  write_file_atomically(dir_ / "env.json", env_, Exit::checkpoint);
+  write("config.toml", config_);
+  write("env.json", env_);
   metrics_ = std::make_unique<Log>(dir_ / "metrics.jsonl");
   timing_ = std::make_unique<Log>(dir_ / "timing.jsonl");
   begun_ = true;
@@ -249,10 +327,11 @@ void RunFolder::begin() {
 
 RunState RunFolder::state() const {
   RunState s = state_;
+  s.wall_s = wall_s();
+  if (!begun_) return s;
   s.metrics_bytes = metrics_->size();
   s.timing_bytes = timing_->size();
   s.metrics_xxh3 = metrics_->digest();
-  s.wall_s = wall_s();
   return s;
 }
 
@@ -261,22 +340,43 @@ double RunFolder::wall_s() const {
 }
 
 bool RunFolder::restore(const RunState& s) {
+  require_own_folder();
+  const fs::path log = dir_ / "metrics.jsonl";
+  // Whatever is wrong with it is found before anything is written: a refused resume leaves the summary as it is.
+  const std::string kept = kept_of(log, s.metrics_bytes);
+  if (!kept.empty() && kept.back() != '\n')
+    fail(Exit::checkpoint,
+         "{} was changed: its first {} bytes, which belong to the checkpoint, end within a line; put it back, or start "
+         "anew from the weights with `linnet fork`",
+         log.string(), kept.size());
+  const Row last_epoch = last_row(kept, "epoch", log);
   if (!begun_) begin();
   metrics_->cut(s.metrics_bytes);
   timing_->cut(std::min(s.timing_bytes, timing_->size()));  // it only tells the time: without it a run goes on
   state_ = s;
   started_ = std::chrono::steady_clock::now();
-  last_epoch_ = last_row(dir_ / "metrics.jsonl", "epoch");
+  last_epoch_ = last_epoch;
   test_ = {};
   return s.metrics_bytes == 0 || s.metrics_xxh3 == metrics_->digest();
 }
 
+int64_t RunFolder::last_logged_step() const try {
+  const std::string text = read_file(dir_ / "metrics.jsonl", kLogBytes, Exit::checkpoint);
+  const size_t end = text.rfind('\n'), before = end == 0 || end == text.npos ? text.npos : text.rfind('\n', end - 1);
+  const size_t begin = before == text.npos ? 0 : before + 1;
+  return end == text.npos ? 0 : parse_row(std::string_view(text).substr(begin, end - begin), "metrics.jsonl").step;
+} catch (const Error&) {
+  return 0;
+}
+
 void RunFolder::sync_logs() {
+  if (!begun_) return;
   metrics_->sync();
   timing_->sync();
 }
 
 void RunFolder::on_row(const Row& row) {
+  require(begun_, "[run] begin() comes before the first row");
   Json metrics = {{"schema", 1}, {"kind", row.kind}, {"epoch", row.epoch}, {"step", row.step}};
   for (const auto& [name, value] : row.values) metrics[name] = number(value);
   if (!row.hash.empty()) metrics["hash"] = row.hash;
@@ -312,9 +412,24 @@ std::string RunFolder::summary() const {
   return json.dump(2) + "\n";
 }
 
-void RunFolder::write_summary() { write_file_atomically(dir_ / "summary.json", summary(), Exit::checkpoint); }
+// Files are written by the folder's name, and another run may have it by now.
+void RunFolder::require_own_folder() const {
+  if (!lock_->holds(dir_))
+    fail(Exit::checkpoint,
+         "the folder of this run was moved or replaced: nothing is written to {}; go on where it is now with `linnet "
+         "resume`",
+         dir_.string());
+}
+
+void RunFolder::write(const char* name, const std::string& text) const {
+  require_own_folder();
+  write_file_atomically(dir_ / name, text, Exit::checkpoint);
+}
+
+void RunFolder::write_summary() { write("summary.json", summary()); }
 
 void RunFolder::save(Trainer& trainer) {
+  require_own_folder();
   Net& net = trainer.net();
   save_weights(dir_ / "model.safetensors", net.backend(), net.params(), {{"linnet", version()}});
   if (trainer.updater().has_average())
@@ -343,7 +458,7 @@ void RunFolder::save_predictions(const std::vector<Prediction>& predictions) {
   }
   const Json json = {
       {"schema", 1}, {"split", "test"}, {"label", label}, {"predicted", predicted}, {"probability", probability}};
-  write_file_atomically(dir_ / "predictions.json", json.dump() + "\n", Exit::checkpoint);
+  write("predictions.json", json.dump() + "\n");
 }
 
 void RunFolder::fail_run(const std::string& status, const std::string& reason, Trainer* trainer,
@@ -369,7 +484,7 @@ void RunFolder::fail_run(const std::string& status, const std::string& reason, T
       for (const StepTrace& t : bad->steps)
         json["steps"].push_back(
             {{"step", t.step}, {"loss", number(t.loss)}, {"grad_norm", number(t.grad_norm)}, {"lr", number(t.lr)}});
-      write_file_atomically(dir_ / "nonfinite.json", json.dump(2) + "\n", Exit::checkpoint);
+      write("nonfinite.json", json.dump(2) + "\n");
     });
   attempt([&] { write_summary(); });
 }

@@ -30,8 +30,7 @@ struct Snapshot {
 constexpr uint64_t kSmallFiles = 64 << 10;
 
 // Steps between two checkpoints; 0: none but at the end.
-int64_t interval_of(const Trainer& trainer) {
-  const double epochs = trainer.config().checkpoint.epochs;
+int64_t interval_of(double epochs, const Trainer& trainer) {
   return epochs > 0 ? std::max<int64_t>(1, std::llround(epochs * double(trainer.steps_per_epoch()))) : 0;
 }
 
@@ -149,12 +148,19 @@ std::optional<Config> config_of(const Checkpoint& c, const std::string& origin) 
   }
 }
 
+// Whether a killed run without checkpoints has had one: that of the first boundary was saved before the second one's
+// was begun, so rows behind the second one tell. By the run's own config, as the policy may be another from now on.
+bool had_checkpoint(const RunFolder& run, const Trainer& trainer) {
+  const int64_t interval = interval_of(load_config(run.dir() / "config.toml").checkpoint.epochs, trainer);
+  return interval > 0 && run.last_logged_step() > 2 * interval;
+}
+
 }  // namespace
 
 RunCheckpoints::RunCheckpoints(RunFolder& run, Trainer& trainer)
     : run_(run),
       config_(to_toml(trainer.config())),
-      interval_(interval_of(trainer)),
+      interval_(interval_of(trainer.config().checkpoint.epochs, trainer)),
       epochs_(trainer.config().train.epochs) {
   const auto& config = trainer.config().checkpoint;
   store_ = std::make_unique<CheckpointStore>(run.dir() / "checkpoints", Retention{int(config.keep), config.every});
@@ -170,13 +176,15 @@ RunCheckpoints::RunCheckpoints(RunFolder& run, Trainer& trainer)
 
 RunCheckpoints::~RunCheckpoints() = default;
 
-void RunCheckpoints::submit(Trainer& trainer, bool best) {
+void RunCheckpoints::submit(Trainer& trainer, bool best, bool stopgap) {
   saved_step_ = trainer.global_step();
   writer_->submit(
       [s = std::make_shared<Snapshot>(take(trainer, run_)), &store = trainer.net().params(), &run = run_,
-       &config = config_] {
+       &config = config_, stopgap] {
         run.sync_logs();  // a checkpoint must not outlive, in a power cut, the lines that belong to it
-        return to_checkpoint(*s, store, config, run.facts());
+        Checkpoint c = to_checkpoint(*s, store, config, run.facts());
+        c.stopgap = stopgap;
+        return c;
       },
       best);
 }
@@ -204,13 +212,13 @@ void RunCheckpoints::on_boundary(Trainer& trainer, bool epoch_done) {
   const bool due = interval_ > 0 && trainer.global_step() % interval_ == 0;
   if (!due && !over && !(best && interval_ > 0)) return;
   if (epoch_done) best_val_acc_ = std::max(best_val_acc_, run.best_val_acc);
-  submit(trainer, best);
+  submit(trainer, best, false);
 }
 
-void RunCheckpoints::save_now(Trainer& trainer) {
+void RunCheckpoints::save_now(Trainer& trainer, bool stopgap) {
   writer_->wait();
   if (trainer.global_step() == saved_step_) return;
-  submit(trainer, false);
+  submit(trainer, false, stopgap);
   wait();
 }
 
@@ -245,11 +253,17 @@ bool RunCheckpoints::load(Trainer& trainer, int64_t newest) {
            origin, changes.empty() ? "" : ": " + changes);
     }
     run = take_up(trainer, c, origin);
+    const int64_t in_epoch = trainer.progress().in_epoch;
+    if (c.epoch + (in_epoch > 0 ? 1 : 0) > epochs_)
+      fail(Exit::usage,
+           "{} has {} epochs{} behind it, more than train.epochs = {}; evaluate an earlier checkpoint instead",
+           run_.dir().string(), c.epoch, in_epoch > 0 ? fmt::format(" and {} steps of the next", in_epoch) : "",
+           epochs_);
   };
   const std::optional<Checkpoint> found = store_->load_latest(rejected, use, newest);
   for (const Rejected& r : rejected) notes_.push_back(fmt::format("checkpoint {} is not used: {}", r.name, r.reason));
   if (!found) {
-    if (run_.was_saved())
+    if (run_.was_saved() || had_checkpoint(run_, trainer))
       fail(Exit::checkpoint,
            "the checkpoints of {} are gone, and starting over would lose its weights and metrics; start a new run from "
            "the weights with `linnet fork`",
@@ -257,9 +271,6 @@ bool RunCheckpoints::load(Trainer& trainer, int64_t newest) {
     run_.restore({});
     return false;
   }
-  if (trainer.progress().epoch > epochs_)
-    fail(Exit::usage, "{} has {} epochs behind it, more than train.epochs = {}; evaluate an earlier checkpoint instead",
-         run_.dir().string(), trainer.progress().epoch, epochs_);
   if (!run_.restore(run))  // from here on the folder changes
     notes_.push_back(fmt::format(
         "metrics.jsonl was changed since step {}: its rows are not all those that were written", found->step));
@@ -284,18 +295,26 @@ std::string unsafe_changes(const std::vector<ConfigChange>& changes) {
   return text;
 }
 
-SafeTensors run_weights(const std::filesystem::path& run, std::string& origin) {
+SafeTensors run_weights(const std::filesystem::path& run, std::string& origin, std::vector<std::string>& notes) {
   const std::filesystem::path file = run / "model.safetensors";
   std::error_code error;
   if (std::filesystem::is_directory(run / "checkpoints", error)) {
     std::vector<Rejected> rejected;
+    const auto use = [](const Checkpoint& c) {
+      if (!c.tensors.contains("model")) fail(Exit::checkpoint, "it has no model.safetensors");
+    };
     try {
-      if (auto found = load_latest_checkpoint(run / "checkpoints", rejected)) {
+      if (auto found = load_latest_checkpoint(run / "checkpoints", rejected, use)) {
+        for (const Rejected& r : rejected)
+          notes.push_back(fmt::format("checkpoint {} is not used: {}", r.name, r.reason));
+        if (!rejected.empty()) notes.push_back(fmt::format("the weights are those of step {}", found->step));
         origin = fmt::format("checkpoint {} of {}", found->step, run.string());
         return std::move(found->tensors.at("model"));
       }
-    } catch (const Error&) {  // none is sound: the run's last weights may be
+    } catch (const Error& e) {  // none is sound: the run's last weights may be
       if (!std::filesystem::exists(file, error)) throw;
+      notes.push_back(fmt::format("{}\nThe weights are those of {}, of which nothing tells whether they are whole.",
+                                  e.what(), file.string()));
     }
   }
   origin = file.string();

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <linux/magic.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -56,6 +57,14 @@ std::optional<std::string> holder(const fs::path& path) try {
   return {};
 }
 
+// Whether LOCK is empty or begins as this_process() does: somebody's own file of that name is locked, not overwritten.
+// A pipe is neither, and is not waited for.
+bool ours(const Fd& lock) {
+  char begin[7] = {};
+  const ssize_t n = ::pread(lock.get(), begin, sizeof begin, 0);
+  return n == 0 || (n > 0 && (begin[0] == 0 || std::string_view(begin, size_t(n)) == R"({"pid":)"));
+}
+
 std::string network_warning(const fs::path& run) {
   struct statfs info;
   if (::statfs(run.c_str(), &info) != 0) return "";
@@ -90,11 +99,19 @@ RunLock::RunLock(const fs::path& run)
     fail(Exit::locked, "{} is in use by {}; wait for it, stop it, or choose another folder with --out", run.string(),
          who.value_or("another process"));
   }
+  if (!ours(fd_)) return;
   // A failure to write it takes nothing from the lock; the message is then poorer.
   const std::string text = this_process();
   if (::ftruncate(fd_.get(), 0) == 0 && ::pwrite(fd_.get(), text.data(), text.size(), 0) < 0)
     warning_ +=
         fmt::format("{}{}: the holder's name could not be written", warning_.empty() ? "" : "; ", path.string());
+}
+
+bool RunLock::holds(const fs::path& run) const {
+  struct stat locked {};
+  struct stat named {};
+  return folder_.get() < 0 || (::fstat(folder_.get(), &locked) == 0 && ::stat(run.c_str(), &named) == 0 &&
+                               locked.st_dev == named.st_dev && locked.st_ino == named.st_ino);
 }
 
 }  // namespace linnet

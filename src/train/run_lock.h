@@ -18,6 +18,8 @@ class RunLock {
   explicit RunLock(const std::filesystem::path& run);
   // Empty, or why the lock may not hold: the folder lies on a network.
   const std::string& warning() const { return warning_; }
+  // Whether `run` is still the folder that was locked.
+  bool holds(const std::filesystem::path& run) const;
 
  private:
   Fd folder_, fd_;

@@ -44,7 +44,7 @@ bool read_images(const fs::path& run, Trained& t) {
 void open_run(const fs::path& run, const TrainedOptions& o, Trained& t) {
   t.is_run = true;
   t.config = load_config(run / "config.toml", o.set);
-  t.weights = run_weights(run, t.origin);
+  t.weights = run_weights(run, t.origin, t.notes);
   if (!read_images(run, t)) {
     const Images train = load_run_data(t.config).train;
     t.options = model_options(t.config, train);

@@ -452,6 +452,12 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
   // On a GPU a look at the result waits for the device: there it is taken with the metrics.
   const bool look_every_step = backend_.device() == Device::cpu;
 
+  // A run that had come to its end and is to have more epochs goes on from its last weights, in the phase that is due.
+  if (at_.step > 0 && at_.in_epoch == 0 && at_.epoch < config_.train.epochs && !at_.stopped) {
+    if (at_.best_in_use) exchange_best();
+    begin_next_epoch();
+  }
+
   double mark = now_s(), epoch_mark = mark;
   while (at_.epoch < config_.train.epochs && !at_.stopped) {
     while (at_.in_epoch < steps_per_epoch_) {
@@ -580,24 +586,37 @@ bool Trainer::end_epoch(const Row& row) {
       backend_.copy(best_buffers_, flat.buffers);
     }
     over = at_.stop_watch.waited >= config_.train.patience;
-    if (over || at_.epoch + 1 == config_.train.epochs) {
-      backend_.copy(flat.master, best_);
-      backend_.copy(flat.buffers, best_buffers_);
-    }
+    if (over || at_.epoch + 1 == config_.train.epochs) exchange_best();
   }
   ++at_.epoch;
   at_.in_epoch = 0;
   at_.epoch_sums = {};
-  if (over || at_.epoch == config_.train.epochs) return over;
+  if (size_t(at_.phase) < config_.phases.size() && config_.phases[size_t(at_.phase)].plateau > 0)
+    at_.phase_watch.update(row["val/loss"], false, at_.epoch);
+  if (!over && at_.epoch < config_.train.epochs) begin_next_epoch();
+  return over;
+}
 
-  if (size_t(at_.phase) < config_.phases.size()) {
+// In the phase that is due, unless one has just begun.
+void Trainer::begin_next_epoch() {
+  if (size_t(at_.phase) < config_.phases.size() && at_.phase_epoch < at_.epoch) {
     const PhaseConfig& next = config_.phases[size_t(at_.phase)];
-    if (next.plateau > 0) at_.phase_watch.update(row["val/loss"], false, at_.epoch);
     if (next.plateau > 0 ? at_.phase_watch.waited >= next.plateau : at_.epoch >= next.epoch)
       enter_phase(at_.phase + 1, false);
   }
   begin_epoch();
-  return false;
+}
+
+// The weights of early stopping's best epoch come into use, and the last ones into their place; or back.
+void Trainer::exchange_best() {
+  const auto exchange = [&](const Tensor& a, const Tensor& b) {
+    const Tensor kept = room_for(backend_, a);
+    backend_.copy(a, b);
+    backend_.copy(b, kept);
+  };
+  exchange(net_.params().flat().master, best_);
+  exchange(net_.params().flat().buffers, best_buffers_);
+  at_.best_in_use = !at_.best_in_use;
 }
 
 Row Trainer::test_row() {
@@ -632,12 +651,13 @@ Row Trainer::test_row() {
 
 Progress Trainer::progress() {
   Progress p = at_;
-  if (plateau_) p.plateau = plateau_->state();
+  p.plateau = plateau_ ? plateau_->state() : PlateauState{};  // that of a phase before is over
   if (smooth_) p.smooth = smooth_->state();
   p.result = read_step(backend_, step_memory_);
   p.totals.resize(3);
   backend_.download(p.totals.data(), totals_);
-  p.directions = row_due(1) ? dynamics_->directions(at_.step) : "";
+  const Tensor& last = at_.best_in_use ? best_ : net_.params().flat().master;
+  p.directions = row_due(1) ? dynamics_->directions(at_.step, last) : "";
   p.trace = read_trace(backend_, step_memory_);
   return p;
 }
@@ -659,6 +679,15 @@ void Trainer::restore(const Progress& p) {
          "steps, "
          "and there are {} phases after the first",
          p.step, p.epoch, p.in_epoch, p.phase, steps_per_epoch_, config_.phases.size());
+  const int64_t least = p.phase > 0 ? 1 : 0, most = p.phase > 0 ? p.epoch : 0;
+  if (p.phase_epoch < least || p.phase_epoch > most || p.phase_step / steps_per_epoch_ != p.phase_epoch ||
+      p.phase_step % steps_per_epoch_ != 0 || p.update_start > p.phase_step)
+    fail(Exit::checkpoint,
+         "phase = {}, phase_epoch = {}, phase_step = {} and update_start = {} do not fit together: an epoch has {} "
+         "steps",
+         p.phase, p.phase_epoch, p.phase_step, p.update_start, steps_per_epoch_);
+  if ((p.stopped || p.best_in_use) && !best_)
+    fail(Exit::checkpoint, "'stopped' or 'best_in_use' is true, but this config has no train.patience");
   at_ = p;
   images_before_ = p.epoch_sums.images;
   updater_.restored(int(p.phase), p.update_start);
