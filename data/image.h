@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -24,13 +25,16 @@ Image decode_image(std::span<const char> bytes, const std::string& name);
 
 // The same in a child process that can only compute: no file, no network, no other process, and an end to its memory
 // and processor time. For folders that are not trusted. Where the child crashes, is killed or takes more than about a
-// second of processor time (1 to 2 s), that image is an Error(Exit::data); the next gets a new child. A child lives on
-// from image to image, so one that was taken over could forge later pixels, but nothing else. Not for two threads at
-// once; use it before other threads are started or not at all where a library (CUDA) forbids fork.
+// second of processor time (1 to 2 s), that image is an Error(Exit::data); the next gets a new child. One that neither
+// answers nor uses up its processor time within `wait_seconds` stands still for no fault of the image: a second child
+// is asked, and then it is an Error(Exit::failure), so that no picture is left out for it. A child lives on from image
+// to image, so one that was taken over could forge later pixels, but nothing else. Not for two threads at once; use it
+// before other threads are started or not at all where a library (CUDA) forbids fork.
 class ImageSandbox {
  public:
   using Decode = Image (*)(std::span<const char> bytes, const std::string& name);
-  explicit ImageSandbox(Decode decode = decode_image) : decode_(decode) {}
+  explicit ImageSandbox(Decode decode = decode_image, int wait_seconds = 60)
+      : decode_(decode), wait_seconds_(wait_seconds) {}
   ~ImageSandbox() { stop(); }
   ImageSandbox(const ImageSandbox&) = delete;
   ImageSandbox& operator=(const ImageSandbox&) = delete;
@@ -43,10 +47,13 @@ class ImageSandbox {
   pid_t worker() const { return worker_; }  // -1: none is running
 
  private:
-  void start();
+  // What comes first is false or nullopt where the child stood still.
+  bool start();
+  std::optional<Image> decode_once(std::span<const char> bytes, const std::string& name);
   int stop();  // the status as waitpid gives it
 
   Decode decode_;
+  int wait_seconds_;  // for one read or write; a busy machine may be slow
   pid_t worker_ = -1;
   int socket_ = -1;
 };

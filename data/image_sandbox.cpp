@@ -39,7 +39,6 @@ constexpr bool kConfine = true;
 #endif
 
 constexpr rlim_t kMemory = rlim_t(2) << 30;  // bytes, more than the largest image needs
-constexpr int kWaitSeconds = 60;             // for one read or write; a busy machine may be slow
 constexpr uint64_t kMessage = 1000;          // bytes of an error
 
 struct Reply {
@@ -47,12 +46,13 @@ struct Reply {
   uint64_t bytes;
 };
 
-// Calls read or write until all is done; false: the other end is gone, or it took too long.
+// Calls read or write until all is done; false: the other end is gone, or it took too long (errno is EAGAIN).
 template <class Call>
 bool transfer(Call call, size_t size) {
   for (size_t done = 0; done < size;) {
     const ssize_t n = call(done, size - done);
     if (n < 0 && errno == EINTR) continue;
+    if (n == 0) errno = EPIPE;
     if (n <= 0) return false;
     done += size_t(n);
   }
@@ -171,7 +171,7 @@ std::string end_of(int status) {
 
 }  // namespace
 
-void ImageSandbox::start() {
+bool ImageSandbox::start() {
   int ends[2];
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
     fail(Exit::failure, "cannot make a socket for the image decoder: {}", std::strerror(errno));
@@ -181,12 +181,13 @@ void ImageSandbox::start() {
   ::close(ends[1]);
   socket_ = ends[0];
   bool ready = false;
-  const timeval wait{kWaitSeconds, 0};
+  const timeval wait{wait_seconds_, 0};
   ::setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
   ::setsockopt(socket_, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait);
-  if (worker_ > 0 && receive(socket_, &ready, sizeof ready) && ready) return;
-  const bool forked = worker_ > 0;
+  if (worker_ > 0 && receive(socket_, &ready, sizeof ready) && ready) return true;
+  const bool forked = worker_ > 0, late = forked && !ready && errno == EAGAIN;
   stop();
+  if (late) return false;
   if (!forked) fail(Exit::failure, "cannot start a process for the image decoder: {}", std::strerror(error));
   fail(Exit::failure,
        "cannot confine the image decoder: this system allows no seccomp filter or no limit of resources; allow them, "
@@ -206,7 +207,16 @@ int ImageSandbox::stop() {
 
 Image ImageSandbox::decode(std::span<const char> bytes, const std::string& name) {
   if (int64_t(bytes.size()) > kImageFileBytes) check_image_container(bytes, name);  // says so
-  if (worker_ < 0) start();
+  for (int attempt = 0; attempt < 2; ++attempt)
+    if (std::optional<Image> image = decode_once(bytes, name)) return *std::move(image);
+  fail(Exit::failure,
+       "{}: the process that decodes images stood still for {} s, and so did a second one; the machine is stalled, or "
+       "something stopped them: try again",
+       escaped(name), wait_seconds_);
+}
+
+std::optional<Image> ImageSandbox::decode_once(std::span<const char> bytes, const std::string& name) {
+  if (worker_ < 0 && !start()) return std::nullopt;
   allow_cpu_time(worker_);
   const uint64_t lengths[2] = {name.size(), bytes.size()};
   Reply reply;
@@ -223,7 +233,9 @@ Image ImageSandbox::decode(std::span<const char> bytes, const std::string& name)
     answered = receive(socket_, error.data(), error.size());
   }
   if (!answered || lied) {
+    const bool late = !answered && errno == EAGAIN;
     const int status = stop();
+    if (late) return std::nullopt;
     fail(Exit::data, "{}: the process that decodes images {}; the image is damaged or hostile: remove it",
          escaped(name), lied ? "gave an answer that cannot be" : end_of(status));
   }

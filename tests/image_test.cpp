@@ -3,10 +3,12 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 #include <zlib.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <functional>
 #include <thread>
@@ -411,6 +413,37 @@ TEST(ImageSandbox, WhatGoesWrongIsOneError) {
   EXPECT_TRUE(has(fails("open"), "tried what a decoder has no need for"));
   EXPECT_TRUE(has(fails("memory"), "needs more memory"));
 #endif
+}
+
+// The machine's fault and not the image's (seen in CI: a child that did nothing for a minute).
+std::atomic<int>* still_to_come;  // shared with the children
+Image stands_still(std::span<const char> bytes, const std::string& name) {
+  if ((*still_to_come)-- > 0)
+    for (char byte; ::read(STDIN_FILENO, &byte, 1) > 0;) continue;
+  return decode_image(bytes, name);
+}
+
+TEST(ImageSandbox, OneThatStandsStillIsAskedOnceMore) {
+  void* const shared =
+      ::mmap(nullptr, sizeof *still_to_come, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(shared, MAP_FAILED);
+  still_to_come = new (shared) std::atomic<int>(1);
+  ImageSandbox box(stands_still, 1);
+  EXPECT_EQ(box.decode(from_hex(kGrey), "a").width, 12);
+  *still_to_come = 2;
+  const auto ended = [&] {
+    try {
+      box.decode(from_hex(kGrey), "a");
+    } catch (const Error& error) {
+      return std::pair(error.exit, std::string(error.what()));
+    }
+    return std::pair(Exit::ok, std::string());
+  };
+  const auto [exit, message] = ended();
+  EXPECT_EQ(exit, Exit::failure);  // no damaged picture, so none that data.corrupt = "skip" leaves out
+  EXPECT_TRUE(has(message, "stood still for 1 s, and so did a second one")) << message;
+  EXPECT_EQ(box.decode(from_hex(kGrey), "a").width, 12);
+  ::munmap(shared, sizeof *still_to_come);
 }
 
 TEST(ImageSandbox, AKilledWorkerIsOneError) {
