@@ -87,7 +87,7 @@ TEST(Bench, OptimizersKeepAndMoveWhatTheySay) {
 TEST(Profile, WritesAChromeTraceOfStepsAndCallsAndChangesNothing) {
   const TempDir dir;
   const std::string train =
-      "train configs/smoke.toml --epochs 1 --set data.samples=1000 --set train.batch_size=25 --out '";
+      "train configs/smoke.toml --epochs 2 --set data.samples=650 --set train.batch_size=25 --out '";
   const auto run = [&](const std::string& name) { return (dir / name).string() + "'"; };
   ASSERT_EQ(run_in_shell(train + run("plain")).code, 0);
   const Ended profiled = run_in_shell(train + run("run") + " --profile '" + run("trace.json"));
@@ -96,20 +96,27 @@ TEST(Profile, WritesAChromeTraceOfStepsAndCallsAndChangesNothing) {
 
   const json trace = json::parse(read(dir / "trace.json"), nullptr, false);
   ASSERT_TRUE(trace["traceEvents"].is_array());
-  int steps = 0, layers = 0;
+  int steps = 0, ends = 0, layers = 0;
   double step_us = 0, call_us = 0;
   for (const json& event : trace["traceEvents"]) {
     if (event["ph"] != "X") continue;
     EXPECT_GE(event["dur"].get<double>(), 0);
     EXPECT_EQ(event["pid"], 1);
     const bool step = event["cat"] == "step";
-    steps += step;
+    steps += event["name"].get<std::string>().starts_with("step ");
+    ends += event["name"] == "end of epoch 1";
     (step ? step_us : call_us) += event["dur"].get<double>();
     layers += event["args"].contains("layer");
   }
   EXPECT_EQ(steps, 20);
+  EXPECT_EQ(ends, 1);  // an epoch has 18 steps: evaluation is no part of a step
   EXPECT_GT(layers, 20 * 10);
   EXPECT_LE(call_us, step_us);
+
+  const Ended brief = run_in_shell(train + run("brief") + " --set train.batch_size=400 --profile '" + run("none.json"));
+  EXPECT_EQ(brief.code, 0);
+  expect_has(brief.out, "no trace was written");
+  EXPECT_FALSE(std::filesystem::exists(dir / "none.json"));
 
   // A file that is there stays what it is.
   const Ended again = run_in_shell(train + run("other") + " --profile '" + run("trace.json"));

@@ -19,6 +19,12 @@ struct CallSpan {
   int64_t begin_ns = 0, ns = 0;
 };
 
+// What the calls were made for: a step, or the end of an epoch.
+struct PhaseTime {
+  std::string name;
+  int64_t begin_ns = 0, ns = 0;
+};
+
 class CallLog {
  public:
   void start() { on_ = true; }
@@ -40,9 +46,7 @@ int64_t now_ns();  // of the clock that spans are measured by
 // The name of the layer whose parameter lies at `param`: "layer1.0.conv1"; empty if there is none.
 std::string layer_of(const void* param, const ParamStore&);
 
-// Chrome's trace format (chrome://tracing, ui.perfetto.dev): one event a call, and one a step: steps[i] is when step
-// number first + i began, the last entry when the last one ended.
-std::string chrome_trace(const std::vector<CallSpan>&, const ParamStore&, const std::vector<int64_t>& steps,
-                         int64_t first);
+// Chrome's trace format (chrome://tracing, ui.perfetto.dev): one event a call, and one a phase.
+std::string chrome_trace(const std::vector<CallSpan>&, const ParamStore&, const std::vector<PhaseTime>& phases);
 
 }  // namespace linnet

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <utility>
 
 #include "cli.h"
 #include "console.h"
@@ -55,26 +56,44 @@ class TraceFile : public Observer {
       : path_(std::move(path)), log_(log), params_(params), first_(first + kSkipped) {}
   void on_step(int64_t step, int64_t) override {
     if (step < first_ || written_) return;
-    log_.start();
-    begins_.push_back(now_ns());
-    if (step == first_ + kSteps) write();
+    if (step == first_) {
+      log_.start();
+      begin_ = now_ns();
+    } else {
+      end_of(fmt::format("step {}", step));
+      if (step == first_ + kSteps) write();
+    }
   }
-  void write() {
+  // Evaluation is no part of the step that comes next.
+  void on_boundary(Trainer& trainer, bool epoch_done) override {
+    if (epoch_done && log_.on())
+      end_of(fmt::format("end of epoch {}", trainer.global_step() / trainer.steps_per_epoch()));
+  }
+  // False: the training was over before there was anything.
+  bool write() {
     log_.stop();
-    if (written_) return;
+    if (written_) return true;
+    if (phases_.empty()) return false;
     written_ = true;
-    write_file_atomically(path_, chrome_trace(log_.spans(), params_, begins_, first_ + 1), Exit::checkpoint);
+    write_file_atomically(path_, chrome_trace(log_.spans(), params_, phases_), Exit::checkpoint);
     log_.clear();
+    return true;
   }
+  static constexpr int64_t kSkipped = 3, kSteps = 20;  // the first steps fill caches
 
  private:
-  static constexpr int64_t kSkipped = 3, kSteps = 20;  // the first steps fill caches
+  void end_of(std::string phase) {
+    const int64_t now = now_ns(), begin = std::exchange(begin_, now);
+    phases_.push_back({std::move(phase), begin, now - begin});
+  }
+
   std::string path_;
   CallLog& log_;
   const ParamStore& params_;
   int64_t first_;
   bool written_ = false;
-  std::vector<int64_t> begins_;
+  int64_t begin_ = 0;  // of the current phase
+  std::vector<PhaseTime> phases_;
 };
 
 // How the training went, of a finished run's summary.
@@ -185,7 +204,9 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
       if (trainer.global_step() == 0) tensorboard->add_samples(at.data.train);
     }
     outcome = trainer.run(observers, [&] { return caught() != 0 || out_of_time() || warnings.fatal(); });
-    if (trace) trace->write();
+    if (trace && !trace->write())
+      tell(fmt::format("note: --profile: no trace was written, as it begins after {} steps, and there were no more\n",
+                       TraceFile::kSkipped));
     if (warnings.fatal()) {
       checkpoints.save_now(trainer);
       throw StrictError(Exit::diverged, warnings.reason());

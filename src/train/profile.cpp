@@ -250,9 +250,9 @@ std::string layer_of(const void* param, const ParamStore& store) {
   return "";
 }
 
-std::string chrome_trace(const std::vector<CallSpan>& spans, const ParamStore& store, const std::vector<int64_t>& steps,
-                         int64_t first) {
-  const int64_t zero = steps.empty() ? (spans.empty() ? 0 : spans.front().begin_ns) : steps.front();
+std::string chrome_trace(const std::vector<CallSpan>& spans, const ParamStore& store,
+                         const std::vector<PhaseTime>& phases) {
+  const int64_t zero = !phases.empty() ? phases.front().begin_ns : spans.empty() ? 0 : spans.front().begin_ns;
   const auto us = [&](int64_t ns) { return double(ns) / 1e3; };
   std::string text = "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n";
   const auto event = [&](const std::string& name, const char* kind, int64_t begin, int64_t ns, int thread,
@@ -262,8 +262,7 @@ std::string chrome_trace(const std::vector<CallSpan>& spans, const ParamStore& s
         "\"args\": {{{}}}}},\n",
         name, kind, us(begin - zero), us(ns), thread, args);
   };
-  for (size_t i = 0; i + 1 < steps.size(); ++i)
-    event(fmt::format("step {}", first + int64_t(i)), "step", steps[i], steps[i + 1] - steps[i], 1, "");
+  for (const PhaseTime& p : phases) event(p.name, "step", p.begin_ns, p.ns, 1, "");
   for (const CallSpan& s : spans) {
     const std::string layer = layer_of(s.param, store);
     std::string args = fmt::format("\"shape\": \"{}\", \"bytes\": {:.0f}", s.shape, s.bytes);
