@@ -550,5 +550,20 @@ TEST_F(Cli, ASecondSignalEndsItAtOnce) {
   EXPECT_FALSE(fs::exists(dir_ / "run" / "model.safetensors"));
 }
 
+// Asked for by name on a processor without AVX-512: nothing is made. A net without convolutions trains in it anywhere.
+TEST_F(BadInput, Bf16WhereTheProcessorCannotConvolveInIt) {
+  setenv("ONEDNN_MAX_CPU_ISA", "AVX2", 1);
+  const std::string train =
+      "train configs/smoke.toml --epochs 1 --set data.samples=300 --set train.precision=bf16 -o '" +
+      (dir_ / "run").string() + "'";
+  const Ended refused = run_in_shell(train);
+  EXPECT_EQ(refused.code, 6);
+  expect_has(refused.out, "in bf16 (AVX-512 is needed; use f32)");
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "run"));
+  const Ended mlp = run_in_shell(train + " --set model.name=mlp");
+  EXPECT_EQ(mlp.code, 0) << mlp.out;
+  unsetenv("ONEDNN_MAX_CPU_ISA");
+}
+
 }  // namespace
 }  // namespace linnet

@@ -137,6 +137,13 @@ Trainer::Trainer(const Config& config, Backend& backend, const RunData& data)
   }
   enter_phase(0, true);
   begin_epoch();
+  // bf16 where the processor is not made for it: a net that it cannot convolve is refused before a run's folder is
+  // made.
+  if (net_.type() == DType::bf16 && backend.best_precision() != DType::bf16) {
+    BatchSource one = train_;
+    one.order = train_.order.slice(0, {1});
+    net_.logits(one, 1);
+  }
 }
 
 // ---- Learning rate and phases --------------------------------------------------------------------------------------
