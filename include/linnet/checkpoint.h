@@ -19,6 +19,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -53,6 +54,9 @@ struct Retention {
   int keep = 3;       // the newest so many stay
   int64_t every = 0;  // every so many saves, one stays for ever; 0: none
 };
+
+// Whether a name in a folder of checkpoints is that of a save that was killed on its way.
+bool is_unfinished_save(std::string_view name);
 
 // The checkpoints of a run that this process trains. The caller holds the run's lock (src/train/run_lock.h) and has
 // SIGXFSZ ignored. Not for two threads at once.

@@ -25,6 +25,8 @@ namespace {
 const std::string kManifest = "MANIFEST.json", kState = "state.json", kTensors = ".safetensors";
 constexpr int kSound = 2;  // so many verified checkpoints always stay
 
+constexpr std::string_view kUnfinished = ".tmp-";  // begins the name of a save on its way
+
 std::string name_of(int64_t step) { return fmt::format("{:08}", step); }
 
 // The step of a checkpoint's folder name; nullopt: the name is not one that name_of() gives.
@@ -264,6 +266,8 @@ std::optional<Checkpoint> load_latest_checkpoint(const fs::path& path, std::vect
   return loaded ? std::optional(std::move(loaded->checkpoint)) : std::nullopt;
 }
 
+bool is_unfinished_save(std::string_view name) { return name.starts_with(kUnfinished); }
+
 CheckpointStore::CheckpointStore(fs::path path, Retention retention) : retention_(retention) {
   require(retention.keep >= 1 && retention.every >= 0, "[checkpoint] expected keep >= 1 and every >= 0, got {} and {}",
           retention.keep, retention.every);
@@ -322,7 +326,7 @@ std::string CheckpointStore::save(const Checkpoint& c, bool best) {
 
 // One try: on an error nothing is left of it, and the next try opens every file anew.
 void CheckpointStore::publish(const Checkpoint& c, Manifest& m) {
-  const std::string name = name_of(c.step), temporary = fmt::format(".tmp-{}-{}", name, ::getpid());
+  const std::string name = name_of(c.step), temporary = fmt::format("{}{}-{}", kUnfinished, name, ::getpid());
   folder_->remove(temporary);  // of a killed process with the same number
   try {
     folder_->make(temporary);
@@ -463,7 +467,7 @@ void CheckpointStore::sweep() {
   };
   attempt([&] {
     for (const std::string& name : folder_->names())
-      if (name.starts_with(".tmp-") || name.starts_with(".del-")) attempt([&] { folder_->remove(name); });
+      if (is_unfinished_save(name) || name.starts_with(".del-")) attempt([&] { folder_->remove(name); });
   });
 }
 

@@ -152,13 +152,13 @@ bool is_left_over(const fs::path& file) {
 
 // What a run that was killed or refused before it began may leave in its folder: nothing that it would lose.
 bool is_of_no_run(const fs::path& file) {
-  const auto is_temporary = [](const fs::directory_entry& e) {
-    return e.path().filename().string().starts_with(".tmp-");
+  const auto is_unfinished = [](const fs::directory_entry& e) {
+    return is_unfinished_save(e.path().filename().string());
   };
   const fs::path name = file.filename();
   std::error_code error;
   if (name == "checkpoints" && fs::is_directory(fs::symlink_status(file, error)))
-    return std::ranges::all_of(fs::directory_iterator(file), is_temporary);
+    return std::ranges::all_of(fs::directory_iterator(file), is_unfinished);
   return name == "LOCK" || is_left_over(file);
 }
 
