@@ -433,10 +433,15 @@ TEST_F(Resume, AForkBeforeItsFirstCheckpointIsNoRun) {
   EXPECT_EQ(resumed.code, 2) << resumed.err;
   expect_has(resumed.err, "there is no run in");
   fs::create_directory(at("c") + "/checkpoints/.tmp-00000000-1");  // as a kill leaves it
+  fs::copy(fs::directory_iterator(at("a") + "/checkpoints")->path(), at("c") + "/checkpoints/00000000",
+           fs::copy_options::recursive);
   const Ended again = linnet({"fork", at("a"), config(), "--out", at("c")});
   EXPECT_EQ(again.code, 0) << again.err;
   expect_same("b", "c");
   fs::remove(at("c") + "/config.toml");  // but a run that has lost its config is not overwritten
+  expect_has(linnet({"fork", at("a"), config(), "--out", at("c")}).err, "exists and is not empty");
+  for (const char* file : {"env.json", "metrics.jsonl", "timing.jsonl", "summary.json", "model.safetensors"})
+    fs::remove(at("c") + "/" + file);  // nor where checkpoints are all that is left of it
   expect_has(linnet({"fork", at("a"), config(), "--out", at("c")}).err, "exists and is not empty");
 }
 

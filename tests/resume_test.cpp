@@ -373,6 +373,84 @@ TEST(ResumeFolder, KeepsTheBestEpoch) {
   }
 }
 
+// A run that has come to the end of its epoch 2 of 5 and is to have no more than 2: what comes behind an epoch for the
+// next one's sake (another phase, the last weights) is not part of it.
+TEST(ResumeFolder, FewerEpochsEndAsTheyWouldHaveFromTheStart) {
+  Config config = tiny_config("mlp");
+  config.optimizer.lr = 1;  // the second epoch is worse
+  config.ema = {0.9, "corrected"};
+  config.train.patience = 20;
+  config.phases = {phase_at(2, optimizer("adam", 0.01), "fresh")};
+  config.checkpoint.epochs = 1;
+  const auto with = [&](int64_t epochs) {
+    Config c = config;
+    c.train.epochs = epochs;
+    return c;
+  };
+  TempDir folder;
+  run_in_folder(with(2), folder / "straight", -1, false);
+  EXPECT_NE(content(folder / "straight" / "metrics.jsonl").find("\"best_epoch\":1"), std::string::npos);
+  run_in_folder(with(5), folder / "longer", 7, false);
+  run_in_folder(with(2), folder / "longer", -1, false);
+  for (const char* file : {"metrics.jsonl", "model.safetensors", "ema.safetensors", "predictions.json",
+                           "checkpoints/00000006/model.safetensors"})
+    EXPECT_EQ(content(folder / "longer" / file), content(folder / "straight" / file)) << file;
+  for (const char* run : {"straight", "longer"}) run_in_folder(with(4), folder / run, -1, false);
+  for (const char* file : {"metrics.jsonl", "model.safetensors", "ema.safetensors"})
+    EXPECT_EQ(content(folder / "longer" / file), content(folder / "straight" / file)) << file;
+}
+
+// Somebody removes, replaces, cuts or writes to a log while it is written.
+TEST(RunLog, SeesWhatBecomesOfItsFile) {
+  TempDir folder;
+  const auto path = folder / "metrics.jsonl";
+  Log log(path);
+  log.append("one");
+  EXPECT_EQ(log.keep(), "");
+  std::filesystem::remove(path);
+  log.append("two");
+  EXPECT_NE(log.keep().find("was removed; it was written anew, with all its lines"), std::string::npos);
+  log.append("three");
+  EXPECT_EQ(log.keep(), "");
+  EXPECT_EQ(content(path), "one\ntwo\nthree\n");
+  std::ofstream(path, std::ios::app) << "x";
+  EXPECT_NE(log.keep().find("has 15 bytes where 14 were written"), std::string::npos) << log.keep();
+  std::filesystem::resize_file(path, 14);
+  EXPECT_EQ(log.keep(), "");
+  std::filesystem::rename(path, folder / "old");
+  std::ofstream(path) << "mine";
+  EXPECT_NE(log.keep().find("is another file than the one that this run writes"), std::string::npos);
+  EXPECT_EQ(content(path), "mine");
+  std::filesystem::remove(path);
+  EXPECT_NE(log.keep().find("written anew"), std::string::npos);
+  EXPECT_EQ(content(path), "one\ntwo\nthree\n");
+}
+
+TEST(RunLog, ARemovedLogIsThereAgainAtTheNextCheckpoint) {
+  Config config = tiny_config("linear");
+  config.checkpoint.epochs = 1;
+  TempDir folder;
+  run_in_folder(config, folder / "straight", -1, false);
+  TinyRun at(config, 1);
+  RunFolder run(folder / "run", at.config, *at.backend, at.data);
+  RunCheckpoints checkpoints(run, at.trainer);
+  std::vector<std::string> told;
+  checkpoints.tell_warnings_to([&](const std::string& line) { told.push_back(line); });
+  run.begin();
+  struct Remove : Observer {
+    explicit Remove(std::filesystem::path file) : file(std::move(file)) {}
+    void on_step(int64_t step, int64_t) override {
+      if (step == 2) std::filesystem::remove(file);
+    }
+    std::filesystem::path file;
+  } remove(folder / "run" / "metrics.jsonl");
+  ASSERT_EQ(at.trainer.run({&run, &checkpoints, &remove}), Outcome::done);
+  checkpoints.wait();
+  EXPECT_EQ(content(folder / "run" / "metrics.jsonl"), content(folder / "straight" / "metrics.jsonl"));
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_NE(told[0].find("metrics.jsonl was removed"), std::string::npos);
+}
+
 // A finished run that is resumed reads the test set again and changes nothing else.
 TEST(ResumeFolder, AFinishedRunStaysAsItIs) {
   TempDir folder;
@@ -424,7 +502,7 @@ TEST(ResumeFolder, AStateThatContradictsItselfIsNamedAndSetAside) {
       {"/run/wall_s", -1},           {"/run", json::array({1, 2, 3})}};
   for (const auto& [pointer, value] : forgeries) {
     std::filesystem::remove_all(folder / "run");
-    run_in_folder(config, folder / "run", 3, true);
+    run_in_folder(config, folder / "run", 5, true);
     const auto checkpoints = folder / "run" / "checkpoints";
     {
       CheckpointStore store(checkpoints);
@@ -441,16 +519,16 @@ TEST(ResumeFolder, AStateThatContradictsItselfIsNamedAndSetAside) {
       RunFolder run(folder / "run", at.config, *at.backend, at.data, RunFolder::Existing{});
       RunCheckpoints resumed(run, at.trainer);
       EXPECT_TRUE(resumed.load(at.trainer));
-      EXPECT_EQ(at.trainer.global_step(), 2) << pointer;
+      EXPECT_EQ(at.trainer.global_step(), 4) << pointer;
       ASSERT_EQ(resumed.notes().size(), 1u);
       const std::string& note = resumed.notes()[0];
-      EXPECT_TRUE(note.starts_with("checkpoint 00000003 is not used: ")) << note;
+      EXPECT_TRUE(note.starts_with("checkpoint 00000005 is not used: ")) << note;
       const std::string key = pointer.substr(pointer.rfind('/') + 1);
       if (value != json::object() && value != json::array({1, 2, 3})) {
         EXPECT_NE(note.find(key), note.npos) << note;
       }
       EXPECT_EQ(note.find("\u202e"), note.npos);
-      EXPECT_TRUE(std::filesystem::exists(checkpoints / "00000003.bad-state"));
+      EXPECT_TRUE(std::filesystem::exists(checkpoints / "00000005.bad-state"));
     }
     run_in_folder(config, folder / "run", -1, false);
     EXPECT_EQ(content(folder / "run" / "metrics.jsonl"), content(folder / "straight" / "metrics.jsonl")) << pointer;

@@ -55,7 +55,8 @@ struct Retention {
   int64_t every = 0;  // every so many saves, one stays for ever; 0: none
 };
 
-// Whether a name in a folder of checkpoints is that of a save that was killed on its way.
+// The name of a step's checkpoint in its folder; whether a name there is that of a save that was killed on its way.
+std::string checkpoint_name(int64_t step);
 bool is_unfinished_save(std::string_view name);
 
 // The checkpoints of a run that this process trains. The caller holds the run's lock (src/train/run_lock.h) and has
@@ -77,7 +78,8 @@ class CheckpointStore {
   // As load_latest_checkpoint; the rejected are then renamed to STEP.bad-REASON. `use` takes one into use, and throws
   // Error(Exit::checkpoint) where it cannot: then it is rejected, too. With `newest`, it is the latest up to that step
   // or, where there is none, the one after it, and never a stopgap, so that a run that was stopped goes back to where
-  // it would have gone without; those that are newer than what was loaded become STEP.bad-diverged.
+  // it would have gone without; those that are newer than what was loaded become STEP.bad-diverged, and those of the
+  // rewind before are removed.
   std::optional<Checkpoint> load_latest(std::vector<Rejected>& rejected,
                                         const std::function<void(const Checkpoint&)>& use = {},
                                         int64_t newest = std::numeric_limits<int64_t>::max());

@@ -33,11 +33,12 @@ class Dynamics {
   void add_layers(Row&) const;
   // update_ratio/LAYER: |update| / |weights before it|; about 1e-3 is usual.
   void add_update_ratios(Row&) const;
+  std::vector<double> update_ratios() const;
 
   // For a checkpoint: where the sample went in the last step, '+', '-' or '0' each; empty if that is not known.
   // `weights`: those that the last step left.
   std::string directions(int64_t done, const Tensor& weights);
-  void restore(int64_t done, std::string directions);
+  void restore(int64_t done, std::string directions, std::vector<double> update_ratios);
 
  private:
   struct Moved {  // of one parameter: L2 norms
@@ -58,6 +59,7 @@ class Dynamics {
     int64_t done = -1;  // after so many steps; -1: nothing yet
   } older_, newer_;
   std::string restored_;
+  std::vector<double> restored_ratios_;  // until the next look
   int64_t restored_at_ = -1;
 
   std::vector<Moved> moved_;

@@ -45,6 +45,9 @@ class Log {
   // Error if it is shorter than that.
   void cut(int64_t size);
   void sync();
+  // Whether the file is still there under its name and of the size that it should have: "", or a line that says what
+  // is not so. One that was removed is written anew. Not beside sync().
+  std::string keep();
 
  private:
   std::filesystem::path path_;
@@ -96,6 +99,7 @@ class RunFolder : public Observer {
   // The step of the last row in metrics.jsonl; 0 where there is none that can be read.
   int64_t last_logged_step() const;
   void sync_logs();
+  std::string keep_logs();  // Log::keep() of each
   // Kept in each checkpoint: with other ones than these, a run goes on but its bits may differ.
   const std::map<std::string, std::string>& facts() const { return facts_; }
 

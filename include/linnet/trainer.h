@@ -69,9 +69,9 @@ class Net {
   Tensor forward(Pass& pass, const Tensor& x);
   // Mean loss (no smoothing) and accuracy over all images of the source. The result does not depend on the batch size.
   // Several views of an image: the mean of their logits is judged.
-  // `logits`, if given, gets that mean: [images, classes] row by row.
+  // `logits`, if given, gets that mean: [images, classes] row by row. What `before_batch` throws ends it.
   Accuracy evaluate(const BatchSource&, int64_t batch_size, int classes, const std::vector<View>& views = {View{}},
-                    std::vector<float>* logits = nullptr);
+                    std::vector<float>* logits = nullptr, const std::function<void()>& before_batch = {});
   // The logits of all images of the source, [images, classes] row by row. A row does not depend on the batch size.
   std::vector<float> logits(const BatchSource&, int64_t batch_size);
 
@@ -82,6 +82,7 @@ class Net {
 
  private:
   void each_batch(const BatchSource&, int64_t batch_size, const std::vector<View>& views,
+                  const std::function<void()>& before_batch,
                   const std::function<void(const Tensor& logits, const Tensor& labels, int64_t images)>&);
 
   Backend& backend_;
@@ -148,9 +149,10 @@ struct Progress {
   bool stopped = false;                    // early stopping has ended the training
   bool best_in_use = false;                // at its end, with train.patience: weights and "best" have changed places
   StepResult result;
-  std::vector<double> totals;    // since the last row
-  std::string directions;        // Dynamics::directions(), if the next step gets a row
-  std::vector<StepTrace> trace;  // of the last steps
+  std::vector<double> totals;         // since the last row
+  std::string directions;             // Dynamics::directions(), if the next step gets a row
+  std::vector<double> update_ratios;  // of an epoch whose last step is done, and which is not evaluated yet
+  std::vector<StepTrace> trace;       // of the last steps
 
   std::string to_json() const;
   // Error(Exit::checkpoint) for a text that to_json() did not write.
@@ -185,7 +187,7 @@ class Trainer {
   Trainer(const Config&, Backend&, const RunData&);
 
   // Trains from where it stands to the end, or until `stop` returns true between two steps; on a CPU also between two
-  // batches of one, which is then as if it had not begun. Diverged when a step is bad
+  // batches of one, or of an evaluation, which is then as if it had not begun. Diverged when a step is bad
   // and train.on_nonfinite does not help. Afterwards, if it was not interrupted, the test set is read and its row
   // reported.
   Outcome run(
@@ -196,6 +198,9 @@ class Trainer {
   Progress progress();
   std::vector<std::pair<std::string, Tensor>> tensors();
   void restore(const Progress&);
+  // A state from the way of a run with more epochs, where this one's last epoch is over: with early stopping the best
+  // weights come into use. Whether that has changed anything.
+  bool end_with_best();
   // Before the first step: these weights instead of random ones. Errors are those of set_weights.
   void start_from(const SafeTensors&, const std::string& origin, Head = Head::given);
 
@@ -238,6 +243,7 @@ class Trainer {
   Row epoch_row(double seconds);
   bool end_epoch(const Row&);
   void begin_next_epoch();
+  Accuracy evaluate(const BatchSource&, int classes, const std::vector<View>& views = {View{}});
   void exchange_best();
   void check_result();
   bool rewind(const std::vector<Observer*>&, const BadStep&);

@@ -27,7 +27,7 @@ constexpr int kSound = 2;  // so many verified checkpoints always stay
 
 constexpr std::string_view kUnfinished = ".tmp-";  // begins the name of a save on its way
 
-std::string name_of(int64_t step) { return fmt::format("{:08}", step); }
+std::string name_of(int64_t step) { return checkpoint_name(step); }
 
 // The step of a checkpoint's folder name; nullopt: the name is not one that name_of() gives.
 std::optional<int64_t> step_of(const std::string& name) {
@@ -266,6 +266,7 @@ std::optional<Checkpoint> load_latest_checkpoint(const fs::path& path, std::vect
   return loaded ? std::optional(std::move(loaded->checkpoint)) : std::nullopt;
 }
 
+std::string checkpoint_name(int64_t step) { return fmt::format("{:08}", step); }
 bool is_unfinished_save(std::string_view name) { return name.starts_with(kUnfinished); }
 
 CheckpointStore::CheckpointStore(fs::path path, Retention retention) : retention_(retention) {
@@ -300,7 +301,9 @@ std::string CheckpointStore::save(const Checkpoint& c, bool best) {
          "{}: step {} is not saved, as {} is newer: resume from that one, or fork into another folder",
          folder_->path().string(), c.step, name_of(saved_.rbegin()->first));
 
-  Manifest m{c.step, c.epoch, c.stopgap ? saves_ : saves_ + 1};
+  const auto same = saved_.find(c.step);  // written again: of a stopgap, or with early stopping's weights in use
+  const bool counted = same != saved_.end() && !is_stopgap(c.step);
+  Manifest m{c.step, c.epoch, c.stopgap || counted ? saves_ : saves_ + 1};
   m.best_step = best ? c.step : best_;
   if (const auto before = saved_.lower_bound(c.step); before != saved_.begin())
     m.previous = std::prev(before)->second.digest;
@@ -372,6 +375,14 @@ std::optional<Checkpoint> CheckpointStore::load_latest(std::vector<Rejected>& re
   for (const auto& [step, kind] : refusals) set_aside(step, kind);
   const Manifest& m = loaded->manifest;
   saved_[m.step] = {m.number, m.digest, true};
+  // What the rewind before this one has set aside goes: many would fill the disk.
+  if (saved_.rbegin()->first > m.step)
+    for (const std::string& name : folder_->names())
+      if (name.find(".bad-diverged") != name.npos) try {
+          folder_->remove(name);
+        } catch (const FileError& error) {
+          warning_ += fmt::format("a checkpoint that was set aside is not removed: {}\n", error.what());
+        }
   // The newest first: a kill in between leaves what the run would have gone back to before.
   bool changed = !refusals.empty();
   for (; saved_.rbegin()->first > m.step; changed = true) set_aside(saved_.rbegin()->first, "diverged");

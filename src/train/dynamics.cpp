@@ -89,8 +89,10 @@ std::string Dynamics::directions(int64_t done, const Tensor& weights) {
   return restored_at_ == done ? restored_ : "";
 }
 
-void Dynamics::restore(int64_t done, std::string directions) {
+void Dynamics::restore(int64_t done, std::string directions, std::vector<double> update_ratios) {
   older_.done = newer_.done = -1;
+  moved_.clear();
+  restored_ratios_ = std::move(update_ratios);
   restored_ = std::move(directions);
   restored_at_ = done;
 }
@@ -205,8 +207,19 @@ void Dynamics::add_layers(Row& row) const {
 }
 
 void Dynamics::add_update_ratios(Row& row) const {
+  const std::vector<double> ratios = update_ratios();
+  size_t at = 0;
+  for (const Param* p : store_.params())
+    if (p->group >= 0 && p->shape.rank() >= 2 && at < ratios.size())
+      row.values.emplace_back("update_ratio/" + layer_of(*p), ratios[at++]);
+}
+
+std::vector<double> Dynamics::update_ratios() const {
+  if (moved_.empty()) return restored_ratios_;
+  std::vector<double> ratios;
   for (const Moved& m : moved_)
-    if (m.param->shape.rank() >= 2) row.values.emplace_back("update_ratio/" + layer_of(*m.param), m.update / m.weights);
+    if (m.param->shape.rank() >= 2) ratios.push_back(m.update / m.weights);
+  return ratios;
 }
 
 }  // namespace linnet

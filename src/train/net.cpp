@@ -187,6 +187,7 @@ Tensor Net::forward(Pass& pass, const Tensor& x) {
 
 // Calls f with the logits of each batch, the mean over the views; of the last batch only `images` rows count.
 void Net::each_batch(const BatchSource& given, int64_t batch_size, const std::vector<View>& views,
+                     const std::function<void()>& before_batch,
                      const std::function<void(const Tensor&, const Tensor&, int64_t)>& f) {
   BatchSource source = given;
   source.augment = {.padding = given.augment.padding};
@@ -199,6 +200,7 @@ void Net::each_batch(const BatchSource& given, int64_t batch_size, const std::ve
   const float one_of = 1.f / float(views.size());
   backend_.upload(share, &one_of);
   for (int64_t first = 0; first < n; first += batch_size) {
+    if (before_batch) before_batch();
     Tensor batch = pool_.empty({batch_size, image[1], image[2], image[3]}, type_);
     Tensor batch_labels = pool_.empty({batch_size}, DType::i32);
     Tensor draws = pool_.empty({batch_size, kDrawWords}, DType::i32);
@@ -237,30 +239,31 @@ void append_rows(std::vector<float>& all, Backend& backend, const Tensor& logits
 }  // namespace
 
 Accuracy Net::evaluate(const BatchSource& source, int64_t batch_size, int classes, const std::vector<View>& views,
-                       std::vector<float>* kept) {
+                       std::vector<float>* kept, const std::function<void()>& before_batch) {
   std::vector<float> stats, outputs;
   std::vector<int32_t> labels;
   std::vector<double> right(size_t(classes), 0), count(size_t(classes), 0);
   Accuracy result;
-  each_batch(source, batch_size, views, [&](const Tensor& logits, const Tensor& batch_labels, int64_t images) {
-    Pass pass{backend_, pool_};
-    const Loss loss = softmax_cross_entropy(pass, logits, batch_labels, 0, 1);
-    stats.resize(size_t(loss.stats.numel()));
-    labels.resize(size_t(batch_labels.numel()));
-    backend_.download(stats.data(), loss.stats);
-    backend_.download(labels.data(), batch_labels);
-    outputs.clear();
-    append_rows(outputs, backend_, logits, images);
-    for (int64_t i = 0; i < images; ++i) {
-      const auto label = size_t(labels[size_t(i)]);
-      result.loss += double(stats[size_t(i * 2)]);
-      right[label] += double(stats[size_t(i * 2 + 1)]);
-      count[label] += 1;
-      const auto of_image = std::span(outputs).subspan(size_t(i) * size_t(classes), size_t(classes));
-      result.predictions.push_back(predict(of_image, labels[size_t(i)]));
-    }
-    if (kept) kept->insert(kept->end(), outputs.begin(), outputs.end());
-  });
+  each_batch(source, batch_size, views, before_batch,
+             [&](const Tensor& logits, const Tensor& batch_labels, int64_t images) {
+               Pass pass{backend_, pool_};
+               const Loss loss = softmax_cross_entropy(pass, logits, batch_labels, 0, 1);
+               stats.resize(size_t(loss.stats.numel()));
+               labels.resize(size_t(batch_labels.numel()));
+               backend_.download(stats.data(), loss.stats);
+               backend_.download(labels.data(), batch_labels);
+               outputs.clear();
+               append_rows(outputs, backend_, logits, images);
+               for (int64_t i = 0; i < images; ++i) {
+                 const auto label = size_t(labels[size_t(i)]);
+                 result.loss += double(stats[size_t(i * 2)]);
+                 right[label] += double(stats[size_t(i * 2 + 1)]);
+                 count[label] += 1;
+                 const auto of_image = std::span(outputs).subspan(size_t(i) * size_t(classes), size_t(classes));
+                 result.predictions.push_back(predict(of_image, labels[size_t(i)]));
+               }
+               if (kept) kept->insert(kept->end(), outputs.begin(), outputs.end());
+             });
   result.n = source.order.numel();
   for (size_t c = 0; c < size_t(classes); ++c) {
     result.acc += right[c];
@@ -273,7 +276,7 @@ Accuracy Net::evaluate(const BatchSource& source, int64_t batch_size, int classe
 
 std::vector<float> Net::logits(const BatchSource& source, int64_t batch_size) {
   std::vector<float> all;
-  each_batch(source, batch_size, {View{}},
+  each_batch(source, batch_size, {View{}}, {},
              [&](const Tensor& logits, const Tensor&, int64_t images) { append_rows(all, backend_, logits, images); });
   return all;
 }

@@ -50,17 +50,23 @@ void visit_progress(P& p, F&& f) {
   f("result.skipped", p.result.skipped);
   f("totals", p.totals);
   f("directions", p.directions);
+  f("update_ratios", p.update_ratios);
   f("trace", p.trace);
 }
 // Fields that older checkpoints lack: without them a run goes on all the same, and shows less of what was.
 bool is_optional(const std::string& name) {
-  return name == "directions" || name == "trace" || name == "best_in_use" || name.starts_with("rewound_");
+  return name == "directions" || name == "update_ratios" || name == "trace" || name == "best_in_use" ||
+         name.starts_with("rewound_");
 }
 
 // JSON has no NaN and no infinity: null stands for NaN, the only one that occurs in a good state.
 Json to_value(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
 Json to_value(float v) { return to_value(double(v)); }
-Json to_value(const std::vector<double>& v) { return v; }
+Json to_value(const std::vector<double>& all) {
+  Json json = Json::array();
+  for (const double v : all) json.push_back(to_value(v));
+  return json;
+}
 Json to_value(const std::vector<int64_t>& v) { return v; }
 Json to_value(const std::vector<StepTrace>& trace) {  // five numbers a step
   Json all = Json::array();
@@ -76,6 +82,10 @@ Json to_value(T v) {
 
 void from_value(const Json& j, double& v) { v = j.is_null() ? std::nan("") : j.get<double>(); }
 void from_value(const Json& j, float& v) { v = j.is_null() ? std::nanf("") : j.get<float>(); }
+void from_value(const Json& j, std::vector<double>& all) {
+  if (!j.is_array()) throw std::runtime_error("expected an array");
+  for (const Json& value : j) from_value(value, all.emplace_back());
+}
 void from_value(const Json& j, std::vector<StepTrace>& trace) {
   if (j.size() % 5 != 0 || j.size() / 5 > kTraceSteps) throw std::runtime_error("not a trace of the last steps");
   for (size_t i = 0; i < j.size(); i += 5) {
@@ -133,6 +143,7 @@ std::string contradiction(const Progress& p) {
                          most == kAny ? "0 or more" : fmt::format("0 to {}, as the other counters are", most));
   if (r.bad_step > p.step) return fmt::format("'result.bad_step' is {}, after step {}", r.bad_step, p.step);
   if (p.totals.size() != 3) return fmt::format("'totals' has {} numbers, expected 3", p.totals.size());
+  if (!std::ranges::all_of(p.totals, [](double v) { return std::isfinite(v); })) return "'totals' are not all finite";
   if (!(p.plateau.factor >= 0 && p.plateau.factor <= 1))
     return fmt::format("'plateau.factor' is {}, expected 0 to 1", p.plateau.factor);
   if (p.rewound_to.empty() != (p.rewound_from < 0) || int64_t(p.rewound_to.size()) > p.rewinds ||

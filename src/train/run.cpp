@@ -75,7 +75,7 @@ fs::path own_file(const fs::path& path) {
 
 Log::Log(const fs::path& path)
     : path_(own_file(path)),
-      fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666)),
+      fd_(::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666)),
       digest_(std::make_unique<Xxh3>()) {
   struct stat info {};
   if (fd_ < 0 || fstat(fd_, &info) != 0)
@@ -120,6 +120,34 @@ void Log::cut(int64_t size) {
   digest_->update(read_file(path_, kLogBytes, Exit::checkpoint));
 }
 
+std::string Log::keep() {
+  struct stat own {
+  }, named{};
+  if (::fstat(fd_, &own) != 0) return "";
+  const bool there = ::lstat(path_.c_str(), &named) == 0;
+  if (there && named.st_dev == own.st_dev && named.st_ino == own.st_ino) {
+    if (own.st_size == size_) return "";
+    return fmt::format("{} has {} bytes where {} were written: something else changes it, and lines may be lost\n",
+                       path_.string(), own.st_size, size_);
+  }
+  if (there)
+    return fmt::format(
+        "{} is another file than the one that this run writes, whose lines are lost at its end unless "
+        "that file is moved away now\n",
+        path_.string());
+  std::string text(size_t(size_), '\0');
+  for (size_t done = 0; done < text.size();) {
+    const ssize_t n = uninterrupted([&] { return ::pread(fd_, text.data() + done, text.size() - done, off_t(done)); });
+    if (n <= 0) return fmt::format("{} was removed, and what it had cannot be read\n", path_.string());
+    done += size_t(n);
+  }
+  write_file_atomically(path_, text, Exit::checkpoint);
+  const int anew = ::open(path_.c_str(), O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (anew < 0) fail(Exit::checkpoint, "cannot write {}: {}", path_.string(), std::generic_category().message(errno));
+  ::close(std::exchange(fd_, anew));
+  return fmt::format("{} was removed; it was written anew, with all its lines\n", path_.string());
+}
+
 void Log::sync() {
   if (::fdatasync(fd_) != 0)
     fail(Exit::checkpoint, "cannot write {}: {}", path_.string(), std::generic_category().message(errno));
@@ -150,15 +178,17 @@ bool is_left_over(const fs::path& file) {
   return name.starts_with(".linnet-") && name.ends_with(".tmp");
 }
 
-// What a run that was killed or refused before it began may leave in its folder: nothing that it would lose.
+// What a run that was killed or refused before it began may leave in its folder: nothing that it would lose. A
+// checkpoint of step 0 is that of a fork, the weights that it was given; a run that has begun has its config beside it.
 bool is_of_no_run(const fs::path& file) {
-  const auto is_unfinished = [](const fs::directory_entry& e) {
-    return is_unfinished_save(e.path().filename().string());
+  const auto is_worthless = [](const fs::directory_entry& e) {
+    const std::string name = e.path().filename().string();
+    return is_unfinished_save(name) || name == checkpoint_name(0);
   };
   const fs::path name = file.filename();
   std::error_code error;
   if (name == "checkpoints" && fs::is_directory(fs::symlink_status(file, error)))
-    return std::ranges::all_of(fs::directory_iterator(file), is_unfinished);
+    return std::ranges::all_of(fs::directory_iterator(file), is_worthless);
   return name == "LOCK" || is_left_over(file);
 }
 
@@ -252,6 +282,7 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
   lock_ = std::make_unique<RunLock>(dir);
   if (fs::exists(dir / "config.toml", error))
     fail(Exit::locked, "another process has just started a run in {}", dir.string());
+  fs::remove_all(dir / "checkpoints", error);  // of no run, or not there
   open(config, backend, data);
 }
 
@@ -367,6 +398,12 @@ int64_t RunFolder::last_logged_step() const try {
   return end == text.npos ? 0 : parse_row(std::string_view(text).substr(begin, end - begin), "metrics.jsonl").step;
 } catch (const Error&) {
   return 0;
+}
+
+std::string RunFolder::keep_logs() {
+  if (!begun_) return "";
+  require_own_folder();
+  return metrics_->keep() + timing_->keep();
 }
 
 void RunFolder::sync_logs() {

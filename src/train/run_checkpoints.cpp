@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <span>
 
 #include "linnet/run.h"
@@ -28,6 +29,8 @@ struct Snapshot {
 
 // Of a checkpoint: MANIFEST.json and state.json, and what the file system rounds up.
 constexpr uint64_t kSmallFiles = 64 << 10;
+
+constexpr int64_t kNewest = std::numeric_limits<int64_t>::max();  // any checkpoint; else it is a rewind that asks
 
 // Steps between two checkpoints; 0: none but at the end.
 int64_t interval_of(double epochs, const Trainer& trainer) {
@@ -177,6 +180,11 @@ RunCheckpoints::RunCheckpoints(RunFolder& run, Trainer& trainer)
 RunCheckpoints::~RunCheckpoints() = default;
 
 void RunCheckpoints::submit(Trainer& trainer, bool best, bool stopgap) {
+  writer_->wait();  // it syncs what keep_logs() may replace
+  if (const std::string changed = run_.keep_logs(); !changed.empty()) {
+    const std::lock_guard lock(mutex_);
+    warning_ += changed;
+  }
   saved_step_ = trainer.global_step();
   writer_->submit(
       [s = std::make_shared<Snapshot>(take(trainer, run_)), &store = trainer.net().params(), &run = run_,
@@ -262,6 +270,8 @@ bool RunCheckpoints::load(Trainer& trainer, int64_t newest) {
   };
   const std::optional<Checkpoint> found = store_->load_latest(rejected, use, newest);
   for (const Rejected& r : rejected) notes_.push_back(fmt::format("checkpoint {} is not used: {}", r.name, r.reason));
+  const bool rewinding = newest != kNewest;
+  if (!found && rewinding) return false;  // stopgaps at most
   if (!found) {
     if (run_.was_saved() || had_checkpoint(run_, trainer))
       fail(Exit::checkpoint,
@@ -276,6 +286,7 @@ bool RunCheckpoints::load(Trainer& trainer, int64_t newest) {
         "metrics.jsonl was changed since step {}: its rows are not all those that were written", found->step));
   saved_step_ = trainer.global_step();
   best_val_acc_ = run.best_val_acc;
+  if (!rewinding && trainer.end_with_best()) submit(trainer, false, false);
   for (const auto& [key, value] : run_.facts()) {
     if (key == "config") continue;
     const auto then = found->facts.find(key);

@@ -63,7 +63,7 @@ std::vector<TensorLook> look_at_weights(Backend& backend, ParamStore& store) {
   return all;
 }
 
-// A step that was given up between two of its batches.
+// A step, or an evaluation, that was given up between two of its batches.
 struct GivenUp {};
 
 Tensor room_for(Backend& backend, const Tensor& like) {
@@ -378,7 +378,10 @@ BadStep Trainer::examine_bad_step(int64_t step) {
   write_params();
   const int64_t batches = batches_of(at_.in_epoch), images = images_of(at_.in_epoch);
   const StepResult before = read_step(backend_, step_memory_);
+  // Who asks for a stop waits: this ends the run, or a rewind does.
+  const std::function<bool()> stop = std::exchange(stop_, {});
   compute(batches, images);
+  stop_ = stop;
   const bool statistics = is_finite(before.residue) && is_finite(read_step(backend_, step_memory_).residue);
   write_result(backend_, step_memory_, before);
   tape_.watch({});
@@ -505,6 +508,8 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
     Row row;
     try {
       row = epoch_row(t - std::exchange(epoch_mark, t));
+    } catch (const GivenUp&) {
+      return Outcome::interrupted;
     } catch (const Diverged& d) {
       if (!rewind(observers, d.bad)) throw after_rewinds(d);
       continue;
@@ -516,7 +521,11 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
   }
 
   if (stop()) return Outcome::interrupted;
-  report(test_row());
+  try {
+    report(test_row());
+  } catch (const GivenUp&) {
+    return Outcome::interrupted;
+  }
   return Outcome::done;
 }
 
@@ -550,12 +559,18 @@ Row Trainer::step_row(double seconds) {
   return row;
 }
 
+Accuracy Trainer::evaluate(const BatchSource& source, int classes, const std::vector<View>& views) {
+  return net_.evaluate(source, config_.train.eval_batch_size, classes, views, nullptr, [this] {
+    if (stop_ && stop_()) throw GivenUp{};
+  });
+}
+
 Row Trainer::epoch_row(double seconds) {
   Row row{.kind = "epoch"};
   row.values = {{"train/loss", at_.epoch_sums.mean_loss()}, {"train/acc", at_.epoch_sums.mean_correct()}};
   row.img_per_s = (at_.epoch_sums.images - std::exchange(images_before_, 0)) / seconds;
   const auto measure = [&](const char* loss, const char* acc) {
-    const Accuracy val = net_.evaluate(*val_, config_.train.eval_batch_size, data_.train.classes);
+    const Accuracy val = evaluate(*val_, data_.train.classes);
     if (!std::isfinite(val.loss))
       throw Diverged(fmt::format("training diverged: the loss on the validation images is {} after epoch {}. Use {}",
                                  std::fabs(val.loss), at_.epoch + 1, shorter_steps(config_)),
@@ -604,6 +619,12 @@ bool Trainer::end_epoch(const Row& row) {
   return over;
 }
 
+bool Trainer::end_with_best() {
+  if (config_.train.patience == 0 || at_.best_in_use || at_.step == 0 || at_.epoch < config_.train.epochs) return false;
+  exchange_best();
+  return true;
+}
+
 // In the phase that is due, unless one has just begun.
 void Trainer::begin_next_epoch() {
   if (size_t(at_.phase) < config_.phases.size() && at_.phase_epoch < at_.epoch) {
@@ -631,7 +652,7 @@ Row Trainer::test_row() {
   const BatchSource source = upload_source(backend_, test, config_.data.mean, config_.data.std);
   Row row{.kind = "test"};
   const auto measure = [&](const std::string& prefix, const std::vector<View>& views) {
-    const Accuracy a = net_.evaluate(source, config_.train.eval_batch_size, test.classes, views);
+    const Accuracy a = evaluate(source, test.classes, views);
     if (!std::isfinite(a.loss))
       throw Diverged(fmt::format("training diverged: the loss on the test images is {}", std::fabs(a.loss)),
                      {.step = at_.step - 1,
@@ -665,6 +686,7 @@ Progress Trainer::progress() {
   backend_.download(p.totals.data(), totals_);
   const Tensor& last = at_.best_in_use ? best_ : net_.params().flat().master;
   p.directions = row_due(1) ? dynamics_->directions(at_.step, last) : "";
+  if (at_.in_epoch == steps_per_epoch_) p.update_ratios = dynamics_->update_ratios();
   p.trace = read_trace(backend_, step_memory_);
   return p;
 }
@@ -679,7 +701,9 @@ std::vector<std::pair<std::string, Tensor>> Trainer::tensors() {
 
 void Trainer::restore(const Progress& p) {
   // These become indices: a state that was made to be wrong must not get that far.
-  if (p.step / steps_per_epoch_ != p.epoch || p.step % steps_per_epoch_ != p.in_epoch || p.phase < 0 ||
+  // An epoch whose last step is done is not over before it is evaluated.
+  const int64_t begun = p.in_epoch == steps_per_epoch_ ? p.step - 1 : p.step;
+  if (begun / steps_per_epoch_ != p.epoch || begun % steps_per_epoch_ != p.in_epoch - (p.step - begun) || p.phase < 0 ||
       size_t(p.phase) > config_.phases.size())
     fail(Exit::checkpoint,
          "step = {}, epoch = {}, in_epoch = {} and phase = {} do not fit together in this config: an epoch has {} "
@@ -703,7 +727,7 @@ void Trainer::restore(const Progress& p) {
   if (smooth_) smooth_->restore(p.smooth);
   write_result(backend_, step_memory_, p.result);
   write_trace(backend_, step_memory_, p.trace);
-  dynamics_->restore(p.step, p.directions);
+  dynamics_->restore(p.step, p.directions, p.update_ratios);
   backend_.upload(totals_, p.totals.data());
   begin_epoch();
 }
