@@ -455,6 +455,20 @@ TEST_F(Resume, ARunThatBeginsAtThisMomentHasTheFolder) {
   close(lock);
 }
 
+// What a message says to type can be typed.
+TEST_F(Resume, AdviceIsQuotedForAShell) {
+  for (const char* name : {"two words", "it's", "new\nline", "$HOME"}) {
+    const Ended ended = linnet(
+        {"train", config(), "--out", at(name), "--epochs", "1000000", "--max-time", "0.05s", "--set", "data.val=0"});
+    EXPECT_EQ(ended.code, 143) << ended.err;
+    const std::string mark = "go on with: linnet resume ";
+    const size_t at = ended.err.find(mark);
+    ASSERT_NE(at, ended.err.npos) << ended.err;
+    const std::string word = ended.err.substr(at + mark.size(), ended.err.find('\n', at) - at - mark.size());
+    EXPECT_EQ(linnet::shell_output("bash <<'EOF'\ntest -e " + word + "/config.toml\nEOF").code, 0) << word;
+  }
+}
+
 TEST_F(Resume, MaxTimeSavesAndStops) {
   const Ended ended = linnet({"train", config(), "--out", at("a"), "--epochs", "1000000", "--max-time", "0.3s"});
   EXPECT_EQ(ended.code, 143) << ended.err;

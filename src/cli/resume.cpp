@@ -52,7 +52,7 @@ int resume(const std::string& target, const TrainingOptions& o) {
     fail(Exit::usage,
          "{} cannot change in the middle of a run; start a new one from its weights:\n  linnet fork {} {} --out NEW "
          "--set ...",
-         refused, target, (dir / "config.toml").string());
+         refused, shell_word(target), shell_word((dir / "config.toml").string()));
 
   const Workplace at(config, o);
   RunFolder run(dir, config, *at.backend, at.data, RunFolder::Existing{});

@@ -236,15 +236,14 @@ int run_training(Trainer& trainer, RunFolder& run, RunCheckpoints& checkpoints, 
     const bool lost = error && error->exit == Exit::device;
     run.fail_run(bad ? "diverged" : "failed", why, bad || lost ? nullptr : &trainer, step ? &*step : nullptr);
     if (diverged)
-      throw Diverged(
-          fmt::format("{}\nwhat led to it: linnet autopsy {}", why, escaped(run.dir().string(), std::string::npos)),
-          diverged->bad);
+      throw Diverged(fmt::format("{}\nwhat led to it: linnet autopsy {}", why, shell_word(run.dir().string())),
+                     diverged->bad);
     throw;
   }
   console.clear();
   if (outcome == Outcome::interrupted) {
     tell(fmt::format("stopped by {} after step {}; go on with: linnet resume {}\n", reason, trainer.global_step(),
-                     escaped(run.dir().string(), std::string::npos)));
+                     shell_word(run.dir().string())));
     return 128 + (caught() ? caught() : SIGTERM);
   }
   if (o.json) {

@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "cli.h"
+#include "console.h"
 #include "linnet/config.h"
 #include "linnet/text.h"
 #include "linnet/verdict.h"
@@ -100,9 +101,9 @@ Series series_of(const RunRecord& w, const std::string& kind, const std::string&
 std::string head_of(const RunRecord& w) {
   std::string text = fmt::format("{}: {} with {}, seed {}: {}\n", escaped(w.name), w.config.model.name,
                                  w.config.optimizer.name, w.config.train.seed,
-                                 w.status == "stopped" ? fmt::format("stopped; go on with: linnet resume {}",
-                                                                     escaped(w.dir.string(), std::string::npos))
-                                                       : escaped(w.status));
+                                 w.status == "stopped"
+                                     ? fmt::format("stopped; go on with: linnet resume {}", shell_word(w.dir.string()))
+                                     : escaped(w.status));
   if (w.rows.empty()) return text + "no row yet\n";
   const LoggedRow& last = w.rows.back();
   const LoggedRow *epoch = nullptr, *before = nullptr;
