@@ -184,6 +184,7 @@ bool ImageSandbox::start() {
   const timeval wait{wait_seconds_, 0};
   ::setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
   ::setsockopt(socket_, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait);
+  errno = 0;
   if (worker_ > 0 && receive(socket_, &ready, sizeof ready) && ready) return true;
   const bool forked = worker_ > 0, late = forked && !ready && errno == EAGAIN;
   stop();

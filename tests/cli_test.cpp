@@ -538,7 +538,7 @@ TEST_F(Cli, ACheckThatIsStoppedLeavesNoFiles) {
 // The first signal waits for the end of a step: here one of a second or more. The second does not.
 TEST_F(Cli, ASecondSignalEndsItAtOnce) {
   const pid_t pid = start_long_run({"--set", "model.name=resnet20", "--set", "data.image_size=32", "--set",
-                                    "data.samples=8032", "--set", "data.val=32", "--set", "train.batch_size=4000"});
+                                    "data.samples=2032", "--set", "data.val=32", "--set", "train.batch_size=1000"});
   kill(pid, SIGINT);
   std::this_thread::sleep_for(std::chrono::milliseconds(30));
   kill(pid, SIGINT);

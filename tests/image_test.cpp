@@ -428,7 +428,7 @@ TEST(ImageSandbox, OneThatStandsStillIsAskedOnceMore) {
       ::mmap(nullptr, sizeof *still_to_come, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   ASSERT_NE(shared, MAP_FAILED);
   still_to_come = new (shared) std::atomic<int>(1);
-  ImageSandbox box(stands_still, 1);
+  ImageSandbox box(stands_still, 2);
   EXPECT_EQ(box.decode(from_hex(kGrey), "a").width, 12);
   *still_to_come = 2;
   const auto ended = [&] {
@@ -441,7 +441,7 @@ TEST(ImageSandbox, OneThatStandsStillIsAskedOnceMore) {
   };
   const auto [exit, message] = ended();
   EXPECT_EQ(exit, Exit::failure);  // no damaged picture, so none that data.corrupt = "skip" leaves out
-  EXPECT_TRUE(has(message, "stood still for 1 s, and so did a second one")) << message;
+  EXPECT_TRUE(has(message, "stood still for 2 s, and so did a second one")) << message;
   EXPECT_EQ(box.decode(from_hex(kGrey), "a").width, 12);
   ::munmap(shared, sizeof *still_to_come);
 }

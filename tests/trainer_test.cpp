@@ -1164,6 +1164,7 @@ TEST(NotFinite, NoRewindToAStopgap) {
   EXPECT_EQ(r.at.trainer.run({&r.run, &r.checkpoints}, [&] { return r.at.trainer.global_step() == stop_at; }),
             Outcome::interrupted);
   r.checkpoints.save_now(r.at.trainer);
+  std::filesystem::create_directory(r.folder / "run" / "checkpoints" / "00000000.bad-sha256");  // as of a damaged one
   BadUntil bad(3, 100);
   stop_at = -1;
   const Diverged error = [&] {

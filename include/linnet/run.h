@@ -151,6 +151,7 @@ class RunCheckpoints : public Observer {
  private:
   void submit(Trainer&, bool best, bool stopgap);
   bool load(Trainer&, int64_t newest);
+  void keep_logs();
   void tell_warnings();
 
   RunFolder& run_;
@@ -161,7 +162,8 @@ class RunCheckpoints : public Observer {
   std::set<std::string> told_;  // lines
   std::unique_ptr<CheckpointStore> store_;
   std::unique_ptr<CheckpointWriter> writer_;
-  int64_t interval_, epochs_, saved_step_ = -1;
+  int64_t interval_, epochs_;
+  std::pair<int64_t, int64_t> saved_{-1, 0};  // the step, and its place in the epoch, of the last one saved or loaded
   double best_val_acc_ = -1;
   std::vector<std::string> notes_;
   std::optional<Config> saved_config_;

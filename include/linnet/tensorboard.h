@@ -35,7 +35,7 @@ class TensorBoard : public Observer {
 
   std::filesystem::path path_;
   std::ofstream file_;
-  int64_t last_step_ = 0;
+  int64_t first_step_ = 0, last_step_ = 0;
 };
 
 // One record of an event file: its length, the bytes, and a checksum of each (TensorFlow's tfrecord).

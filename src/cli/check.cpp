@@ -96,7 +96,10 @@ struct Scratch {
                      : std::make_unique<RunFolder>(dir, config, *backend, data);
     RunCheckpoints checkpoints(*run, trainer);
     again ? void(checkpoints.load(trainer)) : run->begin();
-    trainer.run({run.get(), &checkpoints}, [&] { return trainer.global_step() >= steps; });
+    trainer.run({run.get(), &checkpoints}, [&] {
+      // Not before the evaluation of an epoch that ends here.
+      return trainer.global_step() >= steps && trainer.progress().in_epoch < trainer.steps_per_epoch();
+    });
     checkpoints.save_now(trainer);
     _exit(0);
   } catch (const Error& e) {

@@ -136,7 +136,7 @@ void Console::on_row(const Row& row) {
   if (!std::isnan(row["val/acc"]))
     parts.push_back(fmt::format("val loss {:.4f} acc {:5.2f} %", row["val/loss"], 100 * row["val/acc"]));
   parts.push_back(fmt::format("lr {:.4g}", row["lr"]));
-  parts.push_back(fmt::format("{:.0f} img/s", row.img_per_s));
+  if (row.img_per_s > 0) parts.push_back(fmt::format("{:.0f} img/s", row.img_per_s));
   parts.push_back(fmt::format("ETA {}", eta(row.step)));
   constexpr size_t kTime = 9;  // what line() puts in front
   line(wrapped(parts, bar_ ? columns() - std::min(columns(), kTime) : std::string::npos));

@@ -194,7 +194,7 @@ std::optional<Loaded> find_latest(const Folder& folder, std::vector<int64_t> ste
   for (const Rejected& r : rejected) list += fmt::format("\n  {}: {}", r.name, r.reason);
   for (const std::string& name : folder.names())
     if (name.find(".bad-") != name.npos) list += fmt::format("\n  {}: was set aside before", escaped(name));
-  if (list.empty()) return {};
+  if (list.empty() || newest != std::numeric_limits<int64_t>::max()) return {};  // a rewind does without
   fail(Exit::checkpoint,
        "{}: none of the checkpoints can be used, and starting over would lose them:{}\n"
        "To start again, choose another folder with --out.",

@@ -192,9 +192,7 @@ void Net::each_batch(const BatchSource& given, int64_t batch_size, const std::ve
   BatchSource source = given;
   source.augment = {.padding = given.augment.padding};
   const int64_t n = source.order.numel();
-  // As many batches of one size, which is what all plans are made for: the last one's empty rows are computed, too.
-  const int64_t batches = std::max<int64_t>(1, (n + batch_size - 1) / batch_size);
-  batch_size = std::max<int64_t>(1, (n + batches - 1) / batches);
+  batch_size = std::min(batch_size, std::max<int64_t>(n, 1));
   const Shape image = source.images.shape();
   const Tensor step = make_step(backend_), share = pool_.empty({1}, DType::f32);
   const float one_of = 1.f / float(views.size());

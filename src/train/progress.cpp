@@ -157,6 +157,7 @@ std::string contradiction(const Progress& p) {
 std::string Progress::to_json() const {
   Json json = Json::object();
   visit_progress(*this, [&](const std::string& name, const auto& field) { json[name] = to_value(field); });
+  if (update_ratios.empty()) json.erase("update_ratios");  // an older Linnet does not know it
   return json.dump(1);
 }
 

@@ -121,14 +121,16 @@ void Log::cut(int64_t size) {
 }
 
 std::string Log::keep() {
-  struct stat own {
-  }, named{};
+  struct stat own {};
+  struct stat named {};
   if (::fstat(fd_, &own) != 0) return "";
   const bool there = ::lstat(path_.c_str(), &named) == 0;
+  if (!there && errno != ENOENT) return "";  // who knows; whatever is wrong will be told by what fails
   if (there && named.st_dev == own.st_dev && named.st_ino == own.st_ino) {
     if (own.st_size == size_) return "";
-    return fmt::format("{} has {} bytes where {} were written: something else changes it, and lines may be lost\n",
-                       path_.string(), own.st_size, size_);
+    return fmt::format(
+        "{} is not as long as what was written to it: something else changes it, and lines may be lost\n",
+        path_.string());
   }
   if (there)
     return fmt::format(
@@ -181,9 +183,13 @@ bool is_left_over(const fs::path& file) {
 // What a run that was killed or refused before it began may leave in its folder: nothing that it would lose. A
 // checkpoint of step 0 is that of a fork, the weights that it was given; a run that has begun has its config beside it.
 bool is_of_no_run(const fs::path& file) {
-  const auto is_worthless = [](const fs::directory_entry& e) {
+  const auto is_of_checkpoint = [](const fs::directory_entry& e) {
+    return e.path().extension() == ".safetensors" || e.path().extension() == ".json";
+  };
+  const auto is_worthless = [&](const fs::directory_entry& e) {
     const std::string name = e.path().filename().string();
-    return is_unfinished_save(name) || name == checkpoint_name(0);
+    return is_unfinished_save(name) || (name == checkpoint_name(0) && e.is_directory() &&
+                                        std::ranges::all_of(fs::directory_iterator(e.path()), is_of_checkpoint));
   };
   const fs::path name = file.filename();
   std::error_code error;
@@ -283,6 +289,9 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
   if (fs::exists(dir / "config.toml", error))
     fail(Exit::locked, "another process has just started a run in {}", dir.string());
   fs::remove_all(dir / "checkpoints", error);  // of no run, or not there
+  if (error)
+    fail(Exit::checkpoint, "cannot remove {}, which belongs to no run: {}", (dir / "checkpoints").string(),
+         error.message());
   open(config, backend, data);
 }
 
@@ -401,9 +410,14 @@ int64_t RunFolder::last_logged_step() const try {
 }
 
 std::string RunFolder::keep_logs() {
-  if (!begun_) return "";
-  require_own_folder();
-  return metrics_->keep() + timing_->keep();
+  if (!begun_ || !lock_->holds(dir_)) return "";  // moved: a checkpoint still goes where the folder is now
+  std::string told;
+  for (Log* log : {metrics_.get(), timing_.get()}) try {
+      told += log->keep();
+    } catch (const Error& e) {  // a disk that is full, say: no reason not to save
+      told += fmt::format("{}\n", e.what());
+    }
+  return told;
 }
 
 void RunFolder::sync_logs() {

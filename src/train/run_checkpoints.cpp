@@ -180,15 +180,11 @@ RunCheckpoints::RunCheckpoints(RunFolder& run, Trainer& trainer)
 RunCheckpoints::~RunCheckpoints() = default;
 
 void RunCheckpoints::submit(Trainer& trainer, bool best, bool stopgap) {
-  writer_->wait();  // it syncs what keep_logs() may replace
-  if (const std::string changed = run_.keep_logs(); !changed.empty()) {
-    const std::lock_guard lock(mutex_);
-    warning_ += changed;
-  }
-  saved_step_ = trainer.global_step();
+  keep_logs();
+  const auto snapshot = std::make_shared<Snapshot>(take(trainer, run_));
+  saved_ = {snapshot->progress.step, snapshot->progress.in_epoch};
   writer_->submit(
-      [s = std::make_shared<Snapshot>(take(trainer, run_)), &store = trainer.net().params(), &run = run_,
-       &config = config_, stopgap] {
+      [s = snapshot, &store = trainer.net().params(), &run = run_, &config = config_, stopgap] {
         run.sync_logs();  // a checkpoint must not outlive, in a power cut, the lines that belong to it
         Checkpoint c = to_checkpoint(*s, store, config, run.facts());
         c.stopgap = stopgap;
@@ -198,8 +194,16 @@ void RunCheckpoints::submit(Trainer& trainer, bool best, bool stopgap) {
 }
 
 void RunCheckpoints::wait() {
-  writer_->wait();
+  keep_logs();
   tell_warnings();
+}
+
+// Waits for the save under way: it syncs what may be replaced here.
+void RunCheckpoints::keep_logs() {
+  writer_->wait();
+  const std::string changed = run_.keep_logs();
+  const std::lock_guard lock(mutex_);
+  warning_ += changed;
 }
 
 void RunCheckpoints::tell_warnings() {
@@ -224,17 +228,19 @@ void RunCheckpoints::on_boundary(Trainer& trainer, bool epoch_done) {
 }
 
 void RunCheckpoints::save_now(Trainer& trainer, bool stopgap) {
-  writer_->wait();
-  if (trainer.global_step() == saved_step_) return;
+  wait();
+  const Progress p = trainer.progress();
+  if (saved_ == std::pair(p.step, p.in_epoch)) return;
   submit(trainer, false, stopgap);
   wait();
 }
 
 bool RunCheckpoints::on_rewind(Trainer& trainer, int64_t newest) {
   try {
-    writer_->wait();
+    wait();
   } catch (const Error& e) {  // it has not saved weights that are not finite: back to those before
     if (e.exit != Exit::diverged) throw;
+    keep_logs();
   }
   if (store_->steps().empty() || !load(trainer, newest)) return false;
   if (!tell_) return true;
@@ -284,9 +290,11 @@ bool RunCheckpoints::load(Trainer& trainer, int64_t newest) {
   if (!run_.restore(run))  // from here on the folder changes
     notes_.push_back(fmt::format(
         "metrics.jsonl was changed since step {}: its rows are not all those that were written", found->step));
-  saved_step_ = trainer.global_step();
+  saved_ = {found->step, trainer.progress().in_epoch};
   best_val_acc_ = run.best_val_acc;
-  if (!rewinding && trainer.end_with_best()) submit(trainer, false, false);
+  // Of an older Linnet's finished run, which says nothing of best weights, the weights are the best ones.
+  const bool had_more_epochs = saved_config_ && saved_config_->train.epochs > epochs_;
+  if (!rewinding && had_more_epochs && trainer.end_with_best()) submit(trainer, false, false);
   for (const auto& [key, value] : run_.facts()) {
     if (key == "config") continue;
     const auto then = found->facts.find(key);

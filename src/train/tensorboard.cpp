@@ -118,7 +118,8 @@ std::string tfrecord(std::string_view bytes) {
   return length + masked_crc(length) + std::string(bytes) + masked_crc(bytes);
 }
 
-TensorBoard::TensorBoard(const std::filesystem::path& run, const Trainer& trainer) : last_step_(trainer.global_step()) {
+TensorBoard::TensorBoard(const std::filesystem::path& run, const Trainer& trainer)
+    : first_step_(trainer.global_step()), last_step_(trainer.global_step()) {
   const std::filesystem::path folder = run / "tensorboard";
   std::error_code error;
   std::filesystem::create_directory(folder, error);
@@ -192,10 +193,12 @@ void TensorBoard::on_boundary(Trainer& trainer, bool epoch_done) {
     v.set_tag(tag);
     *v.mutable_histo() = histogram(values);
   };
+  const bool has_gradient = trainer.global_step() > first_step_;  // else it was another sitting's
   for (const Param* p : trainer.net().params().params()) {
     values.resize(size_t(p->master.numel()));
     backend.download(values.data(), p->master);
     add("weights/" + p->name);
+    if (!has_gradient) continue;
     const float* of_param = gradient.data() + p->offset;
     values.assign(of_param, of_param + p->shape.numel());
     add("gradients/" + p->name);

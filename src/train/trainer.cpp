@@ -719,6 +719,8 @@ void Trainer::restore(const Progress& p) {
          p.phase, p.phase_epoch, p.phase_step, p.update_start, steps_per_epoch_);
   if ((p.stopped || p.best_in_use) && !best_)
     fail(Exit::checkpoint, "'stopped' or 'best_in_use' is true, but this config has no train.patience");
+  if ((p.stopped || p.best_in_use) && p.in_epoch != 0)
+    fail(Exit::checkpoint, "'stopped' or 'best_in_use' is true in the middle of an epoch");
   at_ = p;
   images_before_ = p.epoch_sums.images;
   updater_.restored(int(p.phase), p.update_start);
