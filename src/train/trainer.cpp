@@ -686,7 +686,7 @@ Progress Trainer::progress() {
   backend_.download(p.totals.data(), totals_);
   const Tensor& last = at_.best_in_use ? best_ : net_.params().flat().master;
   p.directions = row_due(1) ? dynamics_->directions(at_.step, last) : "";
-  if (at_.in_epoch == steps_per_epoch_) p.update_ratios = dynamics_->update_ratios();
+  p.update_ratios = at_.in_epoch == steps_per_epoch_ ? dynamics_->update_ratios() : std::vector<double>();
   p.trace = read_trace(backend_, step_memory_);
   return p;
 }
