@@ -27,13 +27,11 @@ constexpr int kSound = 2;  // so many verified checkpoints always stay
 
 constexpr std::string_view kUnfinished = ".tmp-";  // begins the name of a save on its way
 
-std::string name_of(int64_t step) { return checkpoint_name(step); }
-
-// The step of a checkpoint's folder name; nullopt: the name is not one that name_of() gives.
+// The step of a checkpoint's folder name; nullopt: the name is not one that checkpoint_name() gives.
 std::optional<int64_t> step_of(const std::string& name) {
   if (name.size() < 8 || name.size() > 18 || name.find_first_not_of("0123456789") != name.npos) return {};
   const int64_t step = std::stoll(name);
-  return name_of(step) == name ? std::optional(step) : std::nullopt;
+  return checkpoint_name(step) == name ? std::optional(step) : std::nullopt;
 }
 
 std::vector<int64_t> steps_in(const Folder& folder) {
@@ -147,7 +145,7 @@ struct Loaded {
 };
 
 Loaded load_from(const Folder& folders, int64_t step) {
-  const auto folder = checked("missing", [&] { return std::make_unique<Folder>(folders, name_of(step)); });
+  const auto folder = checked("missing", [&] { return std::make_unique<Folder>(folders, checkpoint_name(step)); });
   Loaded loaded{{}, read_manifest(*folder, step)};
   const Manifest& m = loaded.manifest;
   Checkpoint& c = loaded.checkpoint;
@@ -187,7 +185,7 @@ std::optional<Loaded> find_latest(const Folder& folder, std::vector<int64_t> ste
       if (use) checked("state", [&] { use(loaded.checkpoint); });
       return loaded;
     } catch (const Damage& damage) {
-      rejected.push_back({name_of(step), damage.what()});
+      rejected.push_back({checkpoint_name(step), damage.what()});
       refusals.push_back({step, damage.kind});
     }
   std::string list;
@@ -282,7 +280,8 @@ CheckpointStore::CheckpointStore(fs::path path, Retention retention) : retention
   for (const int64_t step : steps_in(*folder_)) {
     Saved& saved = saved_[step];
     try {
-      const Manifest m = checked("missing", [&] { return read_manifest(Folder(*folder_, name_of(step)), step); });
+      const Manifest m =
+          checked("missing", [&] { return read_manifest(Folder(*folder_, checkpoint_name(step)), step); });
       saved = {m.number, m.digest};
       best_ = m.best_step;
       saves_ = m.number;
@@ -299,7 +298,7 @@ std::string CheckpointStore::save(const Checkpoint& c, bool best) {
   if (!saved_.empty() && saved_.rbegin()->first > c.step)
     fail(Exit::checkpoint,
          "{}: step {} is not saved, as {} is newer: resume from that one, or fork into another folder",
-         folder_->path().string(), c.step, name_of(saved_.rbegin()->first));
+         folder_->path().string(), c.step, checkpoint_name(saved_.rbegin()->first));
 
   const auto same = saved_.find(c.step);  // written again: of a stopgap, or with early stopping's weights in use
   const bool counted = same != saved_.end() && !is_stopgap(c.step);
@@ -329,7 +328,7 @@ std::string CheckpointStore::save(const Checkpoint& c, bool best) {
 
 // One try: on an error nothing is left of it, and the next try opens every file anew.
 void CheckpointStore::publish(const Checkpoint& c, Manifest& m) {
-  const std::string name = name_of(c.step), temporary = fmt::format("{}{}-{}", kUnfinished, name, ::getpid());
+  const std::string name = checkpoint_name(c.step), temporary = fmt::format("{}{}-{}", kUnfinished, name, ::getpid());
   folder_->remove(temporary);  // of a killed process with the same number
   try {
     folder_->make(temporary);
@@ -366,10 +365,10 @@ std::optional<Checkpoint> CheckpointStore::load_latest(std::vector<Rejected>& re
   auto loaded = find_latest(*folder_, steps, rejected, refusals, use, newest);
   if (!loaded) return {};
   const auto set_aside = [&](int64_t step, const std::string& kind) {
-    const std::string name = fmt::format("{}.bad-{}", name_of(step), kind);
+    const std::string name = fmt::format("{}.bad-{}", checkpoint_name(step), kind);
     std::string free = name;
     for (int n = 2; folder_->has(free); ++n) free = fmt::format("{}-{}", name, n);
-    folder_->rename(name_of(step), free);
+    folder_->rename(checkpoint_name(step), free);
     saved_.erase(step);
   };
   for (const auto& [step, kind] : refusals) set_aside(step, kind);
@@ -421,7 +420,7 @@ bool CheckpointStore::verified(int64_t step) {
       load_from(*folder_, step);
       saved.verified = true;
     } catch (const Error& error) {
-      warning_ += fmt::format("checkpoint {} cannot be relied on: {}\n", name_of(step), error.what());
+      warning_ += fmt::format("checkpoint {} cannot be relied on: {}\n", checkpoint_name(step), error.what());
     }
   return saved.verified;
 }
@@ -458,11 +457,11 @@ void CheckpointStore::remove(const std::vector<int64_t>& steps) {
   if (steps.empty()) return;
   try {
     for (const int64_t step : steps) {
-      folder_->rename(name_of(step), ".del-" + name_of(step));
+      folder_->rename(checkpoint_name(step), ".del-" + checkpoint_name(step));
       saved_.erase(step);
     }
     folder_->sync();
-    for (const int64_t step : steps) folder_->remove(".del-" + name_of(step));
+    for (const int64_t step : steps) folder_->remove(".del-" + checkpoint_name(step));
   } catch (const FileError& error) {
     warning_ += fmt::format("an old checkpoint is not removed: {}\n", error.what());
   }
