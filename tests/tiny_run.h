@@ -18,6 +18,9 @@ inline Config tiny_config(const std::string& model) {
   return c;
 }
 
+// Whether this processor has instructions for bf16. Ask before a run in bf16 is made: without AVX-512 that is an error.
+inline bool cpu_has_bf16() { return make_cpu_backend(1)->best_precision() == DType::bf16; }
+
 // A trainer together with all that it refers to.
 struct TinyRun : Observer {
   explicit TinyRun(const Config& given, int threads = 2)
@@ -26,6 +29,9 @@ struct TinyRun : Observer {
         data(load_run_data(config)),
         trainer(config, *backend, data) {}
   Outcome run(const std::function<bool()>& stop = [] { return false; }) { return trainer.run({this}, stop); }
+  void steps(int n) {
+    for (int i = 0; i < n; ++i) trainer.step();
+  }
   void on_row(const Row& row) override { rows.push_back(row); }
   const Row& last(const std::string& kind) const {
     for (auto row = rows.rbegin(); row != rows.rend(); ++row)
