@@ -42,6 +42,9 @@ struct Rejected {
   std::string name, reason;
 };
 
+// A step for CheckpointStore::load_latest that admits every checkpoint; any other one is a rewind's.
+constexpr int64_t kNewest = std::numeric_limits<int64_t>::max();
+
 // The newest checkpoint that is sound to the last bit and holds finite numbers only; what is newer and is not goes to
 // `rejected`. Nothing on the disk is changed and no lock is needed. nullopt where nothing was ever saved;
 // Error(Exit::checkpoint) that names each where none is sound, and where a sound one may merely be unreadable now (no
@@ -82,7 +85,7 @@ class CheckpointStore {
   // rewind before are removed.
   std::optional<Checkpoint> load_latest(std::vector<Rejected>& rejected,
                                         const std::function<void(const Checkpoint&)>& use = {},
-                                        int64_t newest = std::numeric_limits<int64_t>::max());
+                                        int64_t newest = kNewest);
   Checkpoint load(int64_t step) const;
 
   std::vector<int64_t> steps() const;                         // ascending

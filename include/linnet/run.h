@@ -137,7 +137,7 @@ class RunCheckpoints : public Observer {
   // The newest sound checkpoint into the trainer, the logs cut to it; false if none was ever saved, and then the logs
   // are empty. Error(Exit::checkpoint) if there are some and none is sound, or they are gone. notes(): what a person
   // should know of it. saved_config(): of the run when that checkpoint was saved; older ones do not say it.
-  bool load(Trainer& trainer) { return load(trainer, std::numeric_limits<int64_t>::max()); }
+  bool load(Trainer& trainer) { return load(trainer, kNewest); }
   const std::vector<std::string>& notes() const { return notes_; }
   const std::optional<Config>& saved_config() const { return saved_config_; }
   // Saves now and waits for it, unless the last one is of this very step. A stopgap is one that would not be there, had

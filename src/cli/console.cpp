@@ -5,11 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
 #include "linnet/text.h"
 
@@ -140,24 +138,6 @@ void Console::on_row(const Row& row) {
   parts.push_back(fmt::format("ETA {}", eta(row.step)));
   constexpr size_t kTime = 9;  // what line() puts in front
   line(wrapped(parts, bar_ ? columns() - std::min(columns(), kTime) : std::string::npos));
-}
-
-std::string shell_word(const std::string& text) {
-  if (escaped(text, std::string::npos) != text) {
-    std::string word = "$'";
-    for (const char c : text) {
-      const bool plain = c >= ' ' && c <= '~' && c != '\'' && c != '\\';
-      word += plain ? std::string(1, c) : fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
-    }
-    return word + "'";
-  }
-  const auto is_plain = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) || c < 0 || std::strchr("_./:=@%+,-", c);
-  };
-  if (!text.empty() && std::ranges::all_of(text, is_plain)) return text;
-  std::string word = "'";
-  for (const char c : text) word += c == '\'' ? "'\\''" : std::string(1, c);
-  return word + "'";
 }
 
 }  // namespace linnet

@@ -40,7 +40,4 @@ class Console : public Observer {
   double img_per_s_ = 0;
 };
 
-// A word that a shell (bash, zsh) takes for `text`: as it is, in quotes, or as $'\x1b' where it cannot be printed.
-std::string shell_word(const std::string& text);
-
 }  // namespace linnet

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 namespace linnet {
@@ -67,6 +69,24 @@ std::string escaped(std::string_view text, size_t limit) {
     i += c.length;
   }
   return out;
+}
+
+std::string shell_word(std::string_view text) {
+  if (escaped(text, std::string::npos) != text) {
+    std::string word = "$'";
+    for (const char c : text) {
+      const bool plain = c >= ' ' && c <= '~' && c != '\'' && c != '\\';
+      word += plain ? std::string(1, c) : fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+    }
+    return word + "'";
+  }
+  const auto is_plain = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || c < 0 || std::strchr("_./:=@%+,-", c);
+  };
+  if (!text.empty() && std::ranges::all_of(text, is_plain)) return std::string(text);
+  std::string word = "'";
+  for (const char c : text) word += c == '\'' ? "'\\''" : std::string(1, c);
+  return word + "'";
 }
 
 std::string nearest(std::string_view typed, const std::vector<std::string>& known) {

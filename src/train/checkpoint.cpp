@@ -192,7 +192,7 @@ std::optional<Loaded> find_latest(const Folder& folder, std::vector<int64_t> ste
   for (const Rejected& r : rejected) list += fmt::format("\n  {}: {}", r.name, r.reason);
   for (const std::string& name : folder.names())
     if (name.find(".bad-") != name.npos) list += fmt::format("\n  {}: was set aside before", escaped(name));
-  if (list.empty() || newest != std::numeric_limits<int64_t>::max()) return {};  // a rewind does without
+  if (list.empty() || newest != kNewest) return {};  // a rewind does without
   fail(Exit::checkpoint,
        "{}: none of the checkpoints can be used, and starting over would lose them:{}\n"
        "To start again, choose another folder with --out.",
@@ -260,7 +260,7 @@ std::optional<Checkpoint> load_latest_checkpoint(const fs::path& path, std::vect
     throw;
   }
   std::vector<Refusal> refusals;
-  auto loaded = find_latest(*folder, steps_in(*folder), rejected, refusals, use, std::numeric_limits<int64_t>::max());
+  auto loaded = find_latest(*folder, steps_in(*folder), rejected, refusals, use, kNewest);
   return loaded ? std::optional(std::move(loaded->checkpoint)) : std::nullopt;
 }
 
@@ -361,7 +361,7 @@ std::optional<Checkpoint> CheckpointStore::load_latest(std::vector<Rejected>& re
                                                        int64_t newest) {
   std::vector<Refusal> refusals;
   std::vector<int64_t> steps = steps_in(*folder_);
-  if (newest != std::numeric_limits<int64_t>::max()) std::erase_if(steps, [&](int64_t s) { return is_stopgap(s); });
+  if (newest != kNewest) std::erase_if(steps, [&](int64_t s) { return is_stopgap(s); });
   auto loaded = find_latest(*folder_, steps, rejected, refusals, use, newest);
   if (!loaded) return {};
   const auto set_aside = [&](int64_t step, const std::string& kind) {

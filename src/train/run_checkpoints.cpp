@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <span>
 
 #include "linnet/run.h"
@@ -29,8 +28,6 @@ struct Snapshot {
 
 // Of a checkpoint: MANIFEST.json and state.json, and what the file system rounds up.
 constexpr uint64_t kSmallFiles = 64 << 10;
-
-constexpr int64_t kNewest = std::numeric_limits<int64_t>::max();  // any checkpoint; else it is a rewind that asks
 
 // Steps between two checkpoints; 0: none but at the end.
 int64_t interval_of(double epochs, const Trainer& trainer) {
