@@ -484,6 +484,23 @@ TEST(Checkpoint, AStopgapIsNotCounted) {
   EXPECT_TRUE(rejected.empty());
 }
 
+// A step that is saved again is the same save: `every` counts on as if it had been one.
+TEST(Checkpoint, SavedAgainItKeepsItsNumber) {
+  SavedRun run;
+  CheckpointStore store(run.folder, {.keep = 1, .every = 3});
+  for (const int64_t step : {1, 2, 3}) ASSERT_EQ(store.save(example(step), false), "");
+  Checkpoint again = example(3);
+  again.state = R"({"stopped":1})";
+  for (const bool stopgap : {false, true, false}) {
+    again.stopgap = stopgap;
+    ASSERT_EQ(store.save(again, false), "");
+    EXPECT_TRUE(same(store.load(3), again));
+    EXPECT_EQ(parse_json(slurp(run.folder / "00000003" / "MANIFEST.json"), "", Exit::failure)["number"], 3) << stopgap;
+  }
+  for (const int64_t step : {4, 5, 6, 7, 8}) ASSERT_EQ(store.save(example(step), false), "");
+  EXPECT_EQ(store.steps(), (Steps{3, 6, 7, 8}));  // two sound ones, the 3rd and the 6th
+}
+
 // A kill behind the last save of a run, before the oldest one went: nothing is saved after it.
 TEST(Checkpoint, WhatIsTooManyGoesOnLoading) {
   SavedRun run({1, 2, 3, 4, 5, 6}, {.keep = 10});

@@ -640,6 +640,7 @@ TEST(Progress, AForgedStateIsRefused) {
                                                                          {"epoch", int64_t(1) << 60},
                                                                          {"in_epoch", -3},
                                                                          {"in_epoch", 1},
+                                                                         {"in_epoch", 3},
                                                                          {"in_epoch", 1'000'000'000},
                                                                          {"phase", 1},
                                                                          {"phase", 77},
@@ -679,6 +680,19 @@ TEST(Progress, AForgedStateIsRefused) {
     EXPECT_FALSE(accepted(forged.dump())) << field << " = " << value;
   }
   EXPECT_FALSE(accepted(text.substr(0, text.rfind('}')) + ",\"step\": 1}"));  // a key twice
+
+  // An epoch whose last step is done and whose evaluation is not: 3 steps an epoch.
+  const auto waiting = [&](int64_t epoch, int64_t in_epoch, nlohmann::json ratios) {
+    nlohmann::json forged = nlohmann::json::parse(text);
+    forged.update({{"epoch", epoch}, {"in_epoch", in_epoch}, {"update_ratios", std::move(ratios)}});
+    return accepted(forged.dump());
+  };
+  EXPECT_TRUE(waiting(1, 3, {0.25}));
+  for (const auto& [epoch, in_epoch] : {std::pair{0, 3}, {0, 6}, {1, 2}, {1, 4}, {2, 3}})
+    EXPECT_FALSE(waiting(epoch, in_epoch, {0.25})) << epoch << " " << in_epoch;
+  for (const auto& ratios : {nlohmann::json::array({0.25, 0.25}), nlohmann::json::array({"1"}), nlohmann::json(1)})
+    EXPECT_FALSE(waiting(1, 3, ratios)) << ratios;
+  EXPECT_FALSE(waiting(2, 0, {0.25})) << "ratios where no evaluation is to come";
 }
 
 // `linnet eval` and its like: what has right digests and no weights is not used.

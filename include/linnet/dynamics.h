@@ -38,6 +38,7 @@ class Dynamics {
   // For a checkpoint: where the sample went in the last step, '+', '-' or '0' each; empty if that is not known.
   // `weights`: those that the last step left.
   std::string directions(int64_t done, const Tensor& weights);
+  // Error(Exit::checkpoint) where there are ratios and not as many as there are such layers.
   void restore(int64_t done, std::string directions, std::vector<double> update_ratios);
 
  private:

@@ -42,6 +42,9 @@ double change(std::span<const float> from, std::span<const float> to) {
 // "layer1.0.conv1" of "layer1.0.conv1.weight".
 std::string layer_of(const Param& p) { return p.name.substr(0, p.name.rfind('.')); }
 
+// A weight of a product that is trained.
+bool has_update_ratio(const Param* p) { return p->group >= 0 && p->shape.rank() >= 2; }
+
 }  // namespace
 
 Dynamics::Dynamics(Backend& backend, ParamStore& store, const Updater& updater, const std::string& probe)
@@ -90,6 +93,10 @@ std::string Dynamics::directions(int64_t done, const Tensor& weights) {
 }
 
 void Dynamics::restore(int64_t done, std::string directions, std::vector<double> update_ratios) {
+  const auto layers = std::ranges::count_if(store_.params(), has_update_ratio);
+  if (!update_ratios.empty() && std::ssize(update_ratios) != layers)
+    fail(Exit::checkpoint, "'update_ratios' has {} numbers, expected one for each of {} layers", update_ratios.size(),
+         layers);
   older_.done = newer_.done = -1;
   moved_.clear();
   restored_ratios_ = std::move(update_ratios);
@@ -210,7 +217,7 @@ void Dynamics::add_update_ratios(Row& row) const {
   const std::vector<double> ratios = update_ratios();
   size_t at = 0;
   for (const Param* p : store_.params())
-    if (p->group >= 0 && p->shape.rank() >= 2 && at < ratios.size())
+    if (has_update_ratio(p) && at < ratios.size())
       row.values.emplace_back("update_ratio/" + layer_of(*p), ratios[at++]);
 }
 
@@ -218,7 +225,7 @@ std::vector<double> Dynamics::update_ratios() const {
   if (moved_.empty()) return restored_ratios_;
   std::vector<double> ratios;
   for (const Moved& m : moved_)
-    if (m.param->shape.rank() >= 2) ratios.push_back(m.update / m.weights);
+    if (has_update_ratio(m.param)) ratios.push_back(m.update / m.weights);
   return ratios;
 }
 

@@ -721,6 +721,8 @@ void Trainer::restore(const Progress& p) {
     fail(Exit::checkpoint, "'stopped' or 'best_in_use' is true, but this config has no train.patience");
   if ((p.stopped || p.best_in_use) && p.in_epoch != 0)
     fail(Exit::checkpoint, "'stopped' or 'best_in_use' is true in the middle of an epoch");
+  if (!p.update_ratios.empty() && p.in_epoch != steps_per_epoch_)
+    fail(Exit::checkpoint, "'update_ratios' has numbers, expected none but behind the last step of an epoch");
   at_ = p;
   images_before_ = p.epoch_sums.images;
   updater_.restored(int(p.phase), p.update_start);
