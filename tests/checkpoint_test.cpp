@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <seccomp.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -14,6 +15,7 @@
 #include <atomic>
 #include <bit>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -481,6 +483,56 @@ TEST(Checkpoint, AStopgapIsNotCounted) {
   ASSERT_EQ(store->save(stopgap(15), false), "");
   EXPECT_EQ(store->load_latest(rejected, {}, 16)->step, 14);
   EXPECT_TRUE(run.names().contains("00000015.bad-diverged"));
+  EXPECT_TRUE(rejected.empty());
+}
+
+// Not every file system can exchange two names: then it takes two steps, and a kill between them loses nothing.
+TEST(Checkpoint, SavedAgainWhereNamesCannotBeExchanged) {
+  SavedRun run({1, 2, 3});
+  const pid_t child = fork();
+  if (child == 0) {
+    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
+    if (seccomp_rule_add(filter, SCMP_ACT_ERRNO(EINVAL), SCMP_SYS(renameat2), 1,
+                         SCMP_A4(SCMP_CMP_EQ, RENAME_EXCHANGE)) != 0 ||
+        seccomp_load(filter) != 0)
+      _exit(77);
+    try {
+      CheckpointStore store(run.folder, {});
+      const bool refused = ::renameat2(AT_FDCWD, run.at(1).c_str(), AT_FDCWD, run.at(2).c_str(), RENAME_EXCHANGE) != 0;
+      Checkpoint again = example(3);
+      again.state = R"({"again":1})";
+      const bool saved = store.save(again, false).empty() && same(store.load(3), again);
+      _exit(!refused ? 2 : saved ? 0 : 1);
+    } catch (const std::exception&) {
+      _exit(3);
+    }
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 77) GTEST_SKIP() << "no seccomp here";
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  EXPECT_EQ(run.names(), (std::set<std::string>{"00000001", "00000002", "00000003"}));
+  EXPECT_NE(slurp(run.at(3, "state.json")), example(3).state);
+
+  fs::rename(run.at(3), run.folder / ".old-00000003");  // killed between the two
+  CheckpointStore store(run.folder, {});
+  EXPECT_EQ(store.steps(), (Steps{1, 2, 3}));
+  fs::create_directory(run.folder / ".old-00000002");  // and behind both
+  EXPECT_EQ(CheckpointStore(run.folder, {}).steps(), (Steps{1, 2, 3}));
+  EXPECT_EQ(run.names().size(), 3u);
+}
+
+// Who reads the folder of a run that trains finds the newest one, though those that it knew of may be gone by then.
+TEST(Checkpoint, TheFolderIsListedAgainWhereItChangesMeanwhile) {
+  SavedRun run({1, 2, 3});
+  std::vector<Rejected> rejected;
+  int64_t next = 4;
+  const auto use = [&](const Checkpoint& c) {
+    if (next > 6) return;
+    CheckpointStore(run.folder, {}).save(example(next++), false);
+    fail(Exit::checkpoint, "step {} is not for this test", c.step);
+  };
+  EXPECT_EQ(load_latest_checkpoint(run.folder, rejected, use)->step, 6);
   EXPECT_TRUE(rejected.empty());
 }
 

@@ -445,6 +445,29 @@ TEST_F(Resume, AForkBeforeItsFirstCheckpointIsNoRun) {
   expect_has(linnet({"fork", at("a"), config(), "--out", at("c")}).err, "exists and is not empty");
 }
 
+// What it began from is in its first checkpoint alone, so without one it cannot start over.
+TEST_F(Resume, AForkWithoutItsCheckpointsIsNotStartedOver) {
+  train("a");
+  ASSERT_EQ(linnet({"fork", at("a"), config(), "--out", at("b")}).code, 0);
+  expect_has(read(dir_ / "b" / "env.json"), "checkpoint ");
+  for (int sitting = 0; sitting < 2; ++sitting) {
+    std::ofstream(dir_ / "b" / "summary.json") << R"({"status":"running"})";  // killed in its first epoch
+    fs::remove(dir_ / "b" / "model.safetensors");
+    const std::string log = read(dir_ / "b" / "metrics.jsonl");
+    std::ofstream(dir_ / "b" / "metrics.jsonl") << log.substr(0, log.find('\n') + 1);
+    fs::rename(dir_ / "b" / "checkpoints", dir_ / fmt::format("aside{}", sitting));
+    fs::create_directory(dir_ / "b" / "checkpoints");
+    const Ended ended = linnet({"resume", at("b")});
+    EXPECT_EQ(ended.code, 4) << ended.err;
+    expect_has(ended.err, "are gone");
+    if (sitting > 0) break;
+    fs::remove(dir_ / "b" / "checkpoints");  // a sitting in between does not forget it
+    fs::rename(dir_ / "aside0", dir_ / "b" / "checkpoints");
+    std::ofstream(dir_ / "b" / "metrics.jsonl") << log;
+    EXPECT_EQ(linnet({"resume", at("b")}).code, 0);
+  }
+}
+
 TEST_F(Resume, ARunThatBeginsAtThisMomentHasTheFolder) {
   fs::create_directory(at("a"));
   const int lock = open((at("a") + "/LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);

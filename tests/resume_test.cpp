@@ -282,15 +282,17 @@ std::string content(const std::filesystem::path& file) {
 
 // As `linnet train` and `linnet resume` do it: a process is killed at step `stop` (-1: never), the next one goes on
 // from the newest checkpoint. `polite`: it is stopped by a signal instead, and saves.
-void run_in_folder(const Config& config, const std::filesystem::path& dir, int64_t stop, bool polite) {
+void run_in_folder(const Config& config, const std::filesystem::path& dir, int64_t stop, bool polite,
+                   Observer* last = nullptr) {
   TinyRun at(config, 1);
   const bool again = std::filesystem::exists(dir / "config.toml");
   RunFolder run = again ? RunFolder(dir, at.config, *at.backend, at.data, RunFolder::Existing{})
                         : RunFolder(dir, at.config, *at.backend, at.data);
   RunCheckpoints checkpoints(run, at.trainer);
   again ? void(checkpoints.load(at.trainer)) : run.begin();
-  const Outcome outcome =
-      at.trainer.run({&run, &checkpoints}, [&] { return stop >= 0 && at.trainer.global_step() >= stop; });
+  std::vector<Observer*> observers = {&run, &checkpoints};
+  if (last) observers.push_back(last);
+  const Outcome outcome = at.trainer.run(observers, [&] { return stop >= 0 && at.trainer.global_step() >= stop; });
   checkpoints.wait();
   if (outcome == Outcome::done) return run.finish("done", at.trainer);
   if (!polite) return;
@@ -311,6 +313,72 @@ TEST_P(Resume, ThroughTheFilesOfARunGivesTheSameFiles) {
     EXPECT_EQ(content(folder / "stopped" / file), content(folder / "straight" / file)) << file;
   EXPECT_NE(content(folder / "stopped" / "summary.json").find("\"status\": \"done\""), std::string::npos);
   EXPECT_EQ(content(folder / "straight" / "ema.safetensors").empty(), config.ema.decay == 0);
+}
+
+// A rewind to where an earlier sitting had ended: with early stopping from the last weights, not from the best, and in
+// the phase that is due there.
+TEST(ResumeFolder, ARewindToTheEndOfAnEarlierSittingGoesOnAsOneWithMoreEpochs) {
+  struct BadOnce : Observer {
+    void on_boundary(Trainer& trainer, bool) override {
+      if (trainer.global_step() == 7 && trainer.progress().rewinds == 0)
+        trainer.net().params().flat().master.data<float>()[1] = NAN;
+    }
+  } bad;
+  for (const bool phase : {false, true}) {
+    TempDir folder;
+    Config config = tiny_config("mlp");
+    config.train.on_nonfinite = "rewind";
+    config.train.epochs = 4;
+    config.train.patience = 20;
+    config.checkpoint.epochs = 0.67;  // every 2nd of 3 steps an epoch, also the last one of the 2nd epoch
+    if (phase) {                      // no weight moves before it: it is due behind the 2nd epoch
+      config.optimizer.lr = 1e-12;
+      config.phases = {{.plateau = 1, .optimizer = {.lr = 0.05}}};
+    }
+    run_in_folder(config, folder / "straight", -1, false, &bad);
+    Config shorter = config;
+    shorter.train.epochs = 2;
+    run_in_folder(shorter, folder / "resumed", -1, false);
+    run_in_folder(config, folder / "resumed", 8, false, &bad);  // killed behind the rewind
+    run_in_folder(config, folder / "resumed", -1, false, &bad);
+    for (const char* file : {"metrics.jsonl", "model.safetensors"})
+      EXPECT_EQ(content(folder / "resumed" / file), content(folder / "straight" / file)) << file << " " << phase;
+    const std::string log = content(folder / "straight" / "metrics.jsonl");
+    EXPECT_EQ(log.find(R"("lr":0.025)") != log.npos, phase) << log;  // half of the phase's
+    EXPECT_FALSE(std::filesystem::exists(folder / "resumed" / "checkpoints" / "00000008.bad-state"));
+  }
+}
+
+// Where nothing was saved before it failed, nothing would be lost by starting over.
+TEST(ResumeFolder, ARunThatFailedBeforeItsFirstCheckpointStartsOver) {
+  for (const double epochs : {1, 0}) {
+    TempDir folder;
+    Config config = tiny_config("mlp");
+    config.checkpoint.epochs = epochs;
+    {
+      TinyRun at(config, 1);
+      RunFolder run(folder / "run", at.config, *at.backend, at.data);
+      RunCheckpoints checkpoints(run, at.trainer);
+      run.begin();
+      at.trainer.run({&run}, [&] { return at.trainer.global_step() == 2; });
+      run.fail_run("failed", "a test", &at.trainer, nullptr);
+    }
+    TinyRun at(config, 1);
+    RunFolder run(folder / "run", at.config, *at.backend, at.data, RunFolder::Existing{});
+    RunCheckpoints checkpoints(run, at.trainer);
+    EXPECT_EQ(std::filesystem::exists(folder / "run" / "model.safetensors"), epochs == 0);
+    if (epochs > 0) {
+      EXPECT_FALSE(checkpoints.load(at.trainer));
+      EXPECT_EQ(at.trainer.run({&run, &checkpoints}), Outcome::done);
+      continue;
+    }
+    try {  // its weights are all that there is
+      checkpoints.load(at.trainer);
+      ADD_FAILURE();
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find("there were none before its end"), std::string::npos) << e.what();
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Configs, Resume, ::testing::ValuesIn(kCases),

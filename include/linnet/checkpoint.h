@@ -29,6 +29,9 @@ namespace linnet {
 
 class Folder;
 
+// Whether there is one in `folder`, sound or not; also where that cannot be found out.
+bool has_checkpoints(const std::filesystem::path& folder);
+
 struct Checkpoint {
   int64_t step = 0, epoch = 0;
   bool stopgap = false;                        // saved because the run was stopped, not because one was due
@@ -98,6 +101,7 @@ class CheckpointStore {
     bool verified = false;  // all of it was read by this process and found sound
   };
   void publish(const Checkpoint&, struct Manifest&);
+  void put_back();
   bool verified(int64_t step);
   bool must_stay(int64_t step) const;
   bool is_stopgap(int64_t step) const;

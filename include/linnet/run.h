@@ -77,8 +77,9 @@ class RunFolder : public Observer {
   ~RunFolder() override;
 
   // Writes config.toml, env.json and a summary: now there is a run that may be resumed. Of a new one this comes last of
-  // what may be refused, and after the checkpoint of weights that its config does not say. restore() does it, too.
-  void begin();
+  // what may be refused, and, where it begins from given `weights`, which its config does not say, after the checkpoint
+  // of them: env.json keeps what they are. restore() does it, too.
+  void begin(const std::string& weights = "");
   void on_row(const Row&) override;
   // Writes the weights and the final summary.
   void finish(const std::string& status, Trainer&, const std::string& reason = "");

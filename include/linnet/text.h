@@ -26,8 +26,9 @@ bool is_control(uint32_t code);
 // cut after about `limit` bytes.
 std::string escaped(std::string_view text, size_t limit = 200);
 
-// A word that a shell (bash, zsh) takes for `text`: as it is, in quotes, or as $'\x1b' where it cannot be printed.
-std::string shell_word(std::string_view text);
+// A word that a shell (bash, zsh) takes for this path: as it is, in quotes, or as $'\x1b' where it cannot be printed.
+// One that begins with '-' gets ./ in front: a program would take it for an option.
+std::string shell_word(std::string_view path);
 
 // The known name nearest to what was typed: at most 2 edits and at most a third of its length away. Empty: none is.
 std::string nearest(std::string_view typed, const std::vector<std::string>& known);

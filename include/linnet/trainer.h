@@ -201,6 +201,9 @@ class Trainer {
   // A state from the way of a run with more epochs, where this one's last epoch is over: with early stopping the best
   // weights come into use. Whether that has changed anything.
   bool end_with_best();
+  // The other way round: a state from a run's end, where there are more epochs now, goes on from its last weights, in
+  // the phase that is due. run() does it, too; of any other state nothing changes.
+  void continue_epochs();
   // Before the first step: these weights instead of random ones. Errors are those of set_weights.
   void start_from(const SafeTensors&, const std::string& origin, Head = Head::given);
 

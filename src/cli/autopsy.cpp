@@ -51,6 +51,9 @@ int autopsy(const Options& o) {
   a.command = a.suggestion.setting.empty() ? "linnet check " + config
                                            : fmt::format("linnet train {} --set {}", config, a.suggestion.setting);
   std::string note;
+  if (run.status != "diverged")
+    tell(fmt::format("note: this is how an earlier sitting ended; the run has gone on since, and its status is {}\n",
+                     run.status));
   const Images images = training_images(run, note);
   if (!note.empty()) tell("note: " + note + "\n");
   if (o.json)

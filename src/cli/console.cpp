@@ -130,7 +130,9 @@ void Console::on_row(const Row& row) {
   clear();
   std::vector<std::string> parts = {
       fmt::format("epoch {:>{}}/{}", row.epoch, std::to_string(epochs_).size(), epochs_),
-      fmt::format("train loss {:.4f} acc {:5.2f} %", row["train/loss"], 100 * row["train/acc"])};
+      std::isnan(row["train/loss"])
+          ? "all steps skipped"
+          : fmt::format("train loss {:.4f} acc {:5.2f} %", row["train/loss"], 100 * row["train/acc"])};
   if (!std::isnan(row["val/acc"]))
     parts.push_back(fmt::format("val loss {:.4f} acc {:5.2f} %", row["val/loss"], 100 * row["val/acc"]));
   parts.push_back(fmt::format("lr {:.4g}", row["lr"]));

@@ -69,11 +69,12 @@ int resume(const std::string& target, const TrainingOptions& o) {
   }
   tell(changes);
   if (config.train.epochs != then.train.epochs) {
+    const Progress p = trainer.progress();
     Trainer before(then, *at.backend, at.data);
-    before.restore(trainer.progress());
+    before.restore(p);
+    trainer.continue_epochs();
     tell(learning_rate_note(trainer, before));
-    if (const Progress p = trainer.progress();
-        config.train.patience > 0 && p.epoch == then.train.epochs && !p.best_in_use)
+    if (config.train.patience > 0 && p.epoch == then.train.epochs && !p.best_in_use)
       tell(
           "note: an older Linnet has kept the best weights of this run alone, and it goes on from those: not bit for "
           "bit the run that it would have been with more epochs from the start\n");
@@ -124,7 +125,7 @@ int fork_run(const ForkOptions& o) {
   RunFolder run(o.out.empty() ? new_run_dir(config) : fs::path(o.out), config, *at.backend, at.data);
   RunCheckpoints checkpoints(run, trainer);
   checkpoints.save_now(trainer, false);  // the run's first state: without it a resume would start from random weights
-  run.begin();
+  run.begin(weights);
   tell(fmt::format("{} from the weights {}\nrun: {}\n", config.model.name, escaped(weights, std::string::npos),
                    escaped(run.dir().string(), std::string::npos)));
   return run_training(trainer, run, checkpoints, at, warnings, o);

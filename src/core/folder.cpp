@@ -63,9 +63,11 @@ void Folder::rename(const std::string& from, const std::string& to) const {
     fail_call(errno, "rename {} to {}", escaped(from), escaped(to));
 }
 
-void Folder::exchange(const std::string& a, const std::string& b) const {
+bool Folder::exchange(const std::string& a, const std::string& b) const {
   const auto call = [&] { return ::renameat2(fd_.get(), a.c_str(), fd_.get(), b.c_str(), RENAME_EXCHANGE); };
-  if (uninterrupted(call) != 0) fail_call(errno, "exchange {} and {}", escaped(a), escaped(b));
+  if (uninterrupted(call) == 0) return true;
+  if (errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP) return false;
+  fail_call(errno, "exchange {} and {}", escaped(a), escaped(b));
 }
 
 void Folder::sync() const {

@@ -22,8 +22,9 @@ class Folder {
   InputFile open(const std::string& name) const;  // a regular file, not through a symbolic link
   void make(const std::string& name) const;       // a new folder that only its owner may enter
   void rename(const std::string& from, const std::string& to) const;
-  void exchange(const std::string& a, const std::string& b) const;  // both names stay, at no instant is one missing
-  void sync() const;                                                // makes names made, renamed and removed last
+  // Both names stay, at no instant is one missing. False where the file system cannot do that.
+  bool exchange(const std::string& a, const std::string& b) const;
+  void sync() const;                           // makes names made, renamed and removed last
   void remove(const std::string& name) const;  // a file, or a folder of files; no error where there is none
 
  private:

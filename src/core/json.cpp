@@ -110,4 +110,9 @@ Json read_json(const std::filesystem::path& path, Exit exit) {
   return parse_json(read_file(path, kMaxJsonBytes, exit), path.string(), exit);
 }
 
+std::string text_at(const Json& json, const std::string& place) {
+  const Json::json_pointer at(place);
+  return json.contains(at) && json[at].is_string() ? json[at].get<std::string>() : "";
+}
+
 }  // namespace linnet

@@ -40,6 +40,9 @@ class JsonEvents : public Json::json_sax_t {
 Json parse_json(std::string_view text, const std::string& place, Exit exit);
 Json read_json(const std::filesystem::path&, Exit exit);
 
+// The text at `place` (a JSON pointer) of a file that anyone may have changed; "" where there is none.
+std::string text_at(const Json&, const std::string& place);
+
 // The whole number that v is, within T. nlohmann's own get<T>() casts whatever number there is: 2.5 becomes 2, and 1e57
 // is undefined. Throws a Json::exception, as that does of a text.
 template <std::integral T>

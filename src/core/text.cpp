@@ -71,7 +71,8 @@ std::string escaped(std::string_view text, size_t limit) {
   return out;
 }
 
-std::string shell_word(std::string_view text) {
+std::string shell_word(std::string_view path) {
+  const std::string text = (path.starts_with('-') ? "./" : "") + std::string(path);
   if (escaped(text, std::string::npos) != text) {
     std::string word = "$'";
     for (const char c : text) {
@@ -83,7 +84,7 @@ std::string shell_word(std::string_view text) {
   const auto is_plain = [](char c) {
     return std::isalnum(static_cast<unsigned char>(c)) || c < 0 || std::strchr("_./:=@%+,-", c);
   };
-  if (!text.empty() && std::ranges::all_of(text, is_plain)) return std::string(text);
+  if (!text.empty() && std::ranges::all_of(text, is_plain)) return text;
   std::string word = "'";
   for (const char c : text) word += c == '\'' ? "'\\''" : std::string(1, c);
   return word + "'";

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <map>
 #include <set>
 
@@ -684,7 +685,9 @@ constexpr size_t kFinePoints = 240;  // of a curve by steps
 constexpr size_t kLayerPoints = 60;  // of a layer's curve
 
 // Five digits are more than a screen shows.
-Json short_number(double v) { return std::isfinite(v) ? Json(std::stod(fmt::format("{:.5g}", v))) : Json(nullptr); }
+Json short_number(double v) {
+  return std::isfinite(v) ? Json(std::strtod(fmt::format("{:.5g}", v).c_str(), nullptr)) : Json(nullptr);
+}
 
 Json short_numbers(const std::vector<double>& values) {
   Json all = Json::array();

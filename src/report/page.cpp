@@ -65,7 +65,7 @@ Images test_images_of(const RunRecord& run, std::vector<std::string>& notes) {
   try {
     Config config = run.config;
     Images images = load_run_data(config).test();
-    const std::string then = run.env.value(Json::json_pointer("/data/test/xxh3"), "");
+    const std::string then = text_at(run.env, "/data/test/xxh3");
     if (then.empty() || then == digest(images)) return images;
     notes.push_back(fmt::format("no pictures: the test images are not those that {} was measured on", run.name));
   } catch (const Error& e) {
@@ -92,7 +92,7 @@ Json examine(const std::vector<Group>& groups, std::vector<std::string>& notes) 
       all["groups"].push_back(nullptr);
       continue;
     }
-    const std::string key = first->env.value(Json::json_pointer("/data/test/xxh3"), "");
+    const std::string key = text_at(first->env, "/data/test/xxh3");
     if (!data.contains(key)) data[key] = test_images_of(*first, notes);
     const Images& images = data[key];
     Json mistakes = Json::array();

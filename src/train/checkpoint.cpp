@@ -23,9 +23,11 @@ namespace fs = std::filesystem;
 namespace {
 
 const std::string kManifest = "MANIFEST.json", kState = "state.json", kTensors = ".safetensors";
-constexpr int kSound = 2;  // so many verified checkpoints always stay
+constexpr int kSound = 2;      // so many verified checkpoints always stay
+constexpr int kListings = 10;  // of a folder that changes while it is read
 
 constexpr std::string_view kUnfinished = ".tmp-";  // begins the name of a save on its way
+const std::string kReplaced = ".old-";             // and that of one whose step is saved again
 
 // The step of a checkpoint's folder name; nullopt: the name is not one that checkpoint_name() gives.
 std::optional<int64_t> step_of(const std::string& name) {
@@ -250,6 +252,12 @@ void check_contents(const Checkpoint& c) {
 
 }  // namespace
 
+bool has_checkpoints(const fs::path& path) try {
+  return !steps_in(Folder(path, Exit::checkpoint)).empty();
+} catch (const FileError& error) {
+  return error.code != ENOENT;
+}
+
 std::optional<Checkpoint> load_latest_checkpoint(const fs::path& path, std::vector<Rejected>& rejected,
                                                  const std::function<void(const Checkpoint&)>& use) {
   std::optional<Folder> folder;
@@ -259,9 +267,21 @@ std::optional<Checkpoint> load_latest_checkpoint(const fs::path& path, std::vect
     if (error.code == ENOENT) return {};
     throw;
   }
-  std::vector<Refusal> refusals;
-  auto loaded = find_latest(*folder, steps_in(*folder), rejected, refusals, use, kNewest);
-  return loaded ? std::optional(std::move(loaded->checkpoint)) : std::nullopt;
+  // The run may be training, and its old checkpoints go while they are read: then there are newer ones.
+  const std::vector<Rejected> before = rejected;
+  for (int tries = 1;; ++tries) {
+    const std::vector<int64_t> steps = steps_in(*folder);
+    const auto changed = [&] { return tries < kListings && steps_in(*folder) != steps; };
+    std::vector<Refusal> refusals;
+    rejected = before;
+    try {
+      auto loaded = find_latest(*folder, steps, rejected, refusals, use, kNewest);
+      if (loaded && (refusals.empty() || !changed())) return std::move(loaded->checkpoint);
+      if (!loaded) return {};
+    } catch (const Error&) {
+      if (!changed()) throw;
+    }
+  }
 }
 
 std::string checkpoint_name(int64_t step) { return fmt::format("{:08}", step); }
@@ -314,8 +334,8 @@ std::string CheckpointStore::save(const Checkpoint& c, bool best) {
     try {
       publish(c, m);
     } catch (const FileError& again) {
-      fail(Exit::checkpoint, "step {} cannot be saved: {}; the checkpoints before it are unchanged", c.step,
-           again.what());
+      fail(Exit::checkpoint, "step {} cannot be saved: {}; {}", c.step, again.what(),
+           again.code == ENOENT ? "was the folder removed?" : "the checkpoints before it are unchanged");
     }
   }
   saved_[c.step] = {m.number, m.digest, true};
@@ -345,10 +365,16 @@ void CheckpointStore::publish(const Checkpoint& c, Manifest& m) {
     write_file(folder, kManifest, {to_text(m)});
     folder.sync();
     read_back(folder, m);
-    folder_->has(name) ? folder_->exchange(temporary, name) : folder_->rename(temporary, name);
+    if (!folder_->has(name)) {
+      folder_->rename(temporary, name);
+    } else if (!folder_->exchange(temporary, name)) {  // in two steps: after a kill in between, put_back()
+      folder_->rename(name, kReplaced + name);
+      folder_->rename(temporary, name);
+    }
     folder_->sync();
   } catch (...) {
     try {
+      put_back();
       folder_->remove(temporary);
     } catch (const FileError&) {  // the error above says why; sweep() tries again
     }
@@ -476,9 +502,21 @@ void CheckpointStore::sweep() {
     }
   };
   attempt([&] {
+    put_back();
     for (const std::string& name : folder_->names())
-      if (is_unfinished_save(name) || name.starts_with(".del-")) attempt([&] { folder_->remove(name); });
+      if (is_unfinished_save(name) || name.starts_with(kReplaced) || name.starts_with(".del-"))
+        attempt([&] { folder_->remove(name); });
   });
+}
+
+// What was to be replaced and was not: it is the checkpoint of its step still.
+void CheckpointStore::put_back() {
+  for (const std::string& replaced : folder_->names())
+    if (replaced.starts_with(kReplaced))
+      if (const std::string name = replaced.substr(kReplaced.size()); step_of(name) && !folder_->has(name)) {
+        folder_->rename(replaced, name);
+        folder_->sync();
+      }
 }
 
 void require_free_space(const fs::path& folder, uint64_t bytes_per_checkpoint, int keep) {

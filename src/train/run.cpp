@@ -11,6 +11,7 @@
 #include <cstdlib>
 
 #include "linnet/commit.h"  // written by the build
+#include "linnet/text.h"
 #include "linnet/verdict.h"
 #include "linnet/weights.h"
 #include "src/core/digest.h"
@@ -158,12 +159,6 @@ void Log::sync() {
 // ---- RunFolder -----------------------------------------------------------------------------------------------------
 
 namespace {
-
-// The text at a place of a file that anyone may have changed; "" where there is none.
-std::string text_at(const Json& json, const std::string& place) {
-  const Json::json_pointer at(place);
-  return json.contains(at) && json[at].is_string() ? json[at].get<std::string>() : "";
-}
 
 // A file that tells about a run, which goes on as well without it.
 Json read_told(const fs::path& file) {
@@ -318,7 +313,7 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
     was_saved_ = status == "done" || status == "interrupted";
   }
   // One that was killed or failed says neither. But a run that has begun to train has a folder of checkpoints, and this
-  // file is written behind one of them.
+  // file is written behind one of them or where none is due before the end.
   const auto has = [&](const char* trace) {
     return fs::is_regular_file(dir / trace, error) && fs::file_size(dir / trace, error) > 0;
   };
@@ -326,6 +321,10 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
   open(config, backend, data);
   if (!before.is_object()) return;
   Json env = Json::parse(env_);
+  if (const std::string weights = text_at(before, "/weights"); !weights.empty()) {
+    env["weights"] = escaped(weights);
+    was_saved_ = true;  // begin() came behind a checkpoint of them
+  }
   env["earlier"] = earlier_sittings(before, env);
   env_ = env.dump(2) + "\n";
 }
@@ -355,7 +354,12 @@ void RunFolder::open(const Config& config, Backend& backend, const RunData& data
     if (key != "threads") facts_[key] = value;  // any number of threads gives the same bits
 }
 
-void RunFolder::begin() {
+void RunFolder::begin(const std::string& weights) {
+  if (!weights.empty()) {
+    Json env = Json::parse(env_);
+    env["weights"] = escaped(weights);
+    env_ = env.dump(2) + "\n";
+  }
   remove_left_overs(dir_);
   write("config.toml", config_);
   write("env.json", env_);
@@ -523,7 +527,9 @@ void RunFolder::fail_run(const std::string& status, const std::string& reason, T
     } catch (const std::exception&) {
     }
   };
-  if (trainer) attempt([&] { save(*trainer); });
+  // Before its first checkpoint a run starts over: weights beside it would say that it had one.
+  const bool starts_over = trainer && trainer->config().checkpoint.epochs > 0 && !has_checkpoints(dir_ / "checkpoints");
+  if (trainer && !starts_over) attempt([&] { save(*trainer); });
   if (bad)
     attempt([&] {
       Json json = {{"step", bad->step},     {"epoch", bad->epoch},     {"loss", number_or_name(bad->loss)},

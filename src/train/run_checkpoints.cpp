@@ -276,11 +276,13 @@ bool RunCheckpoints::load(Trainer& trainer, int64_t newest) {
   const bool rewinding = newest != kNewest;
   if (!found && rewinding) return false;  // stopgaps at most
   if (!found) {
-    if (run_.was_saved() || had_checkpoint(run_, trainer))
+    if (run_.was_saved() || had_checkpoint(run_, trainer)) {
+      const bool none_due = load_config(run_.dir() / "config.toml").checkpoint.epochs == 0;
       fail(Exit::checkpoint,
-           "the checkpoints of {} are gone, and starting over would lose its weights and metrics; start a new run from "
-           "the weights with `linnet fork`",
-           run_.dir().string());
+           "the checkpoints of {} are gone{}, and starting over would lose its weights and metrics; start a new run "
+           "from the weights with `linnet fork`",
+           run_.dir().string(), none_due ? " (or, with checkpoint.epochs = 0, there were none before its end)" : "");
+    }
     run_.restore({});
     return false;
   }

@@ -414,6 +414,7 @@ bool Trainer::rewind(const std::vector<Observer*>& observers, const BadStep& bad
   at_.rewound_from = std::max(failed.rewound_from, bad.step);
   at_.rewound_to = failed.rewound_to;
   at_.rewound_to.push_back(at_.step);
+  continue_epochs();
   return true;
 }
 
@@ -462,12 +463,7 @@ Outcome Trainer::run_steps(const std::vector<Observer*>& observers, const std::f
   // On a GPU a look at the result waits for the device: there it is taken with the metrics.
   const bool look_every_step = backend_.device() == Device::cpu;
 
-  // A run that had come to its end and is to have more epochs goes on from its last weights, in the phase that is due.
-  if (at_.step > 0 && at_.in_epoch == 0 && at_.epoch < config_.train.epochs && !at_.stopped) {
-    if (at_.best_in_use) exchange_best();
-    begin_next_epoch();
-  }
-
+  continue_epochs();
   double mark = now_s(), epoch_mark = mark;
   while (at_.epoch < config_.train.epochs && !at_.stopped) {
     while (at_.in_epoch < steps_per_epoch_) {
@@ -623,6 +619,12 @@ bool Trainer::end_with_best() {
   if (config_.train.patience == 0 || at_.best_in_use || at_.step == 0 || at_.epoch < config_.train.epochs) return false;
   exchange_best();
   return true;
+}
+
+void Trainer::continue_epochs() {
+  if (at_.step == 0 || at_.in_epoch != 0 || at_.epoch >= config_.train.epochs || at_.stopped) return;
+  if (at_.best_in_use) exchange_best();
+  begin_next_epoch();
 }
 
 // In the phase that is due, unless one has just begun.
