@@ -455,7 +455,7 @@ TEST_F(Resume, AForkWithoutItsCheckpointsIsNotStartedOver) {
     fs::remove(dir_ / "b" / "model.safetensors");
     const std::string log = read(dir_ / "b" / "metrics.jsonl");
     std::ofstream(dir_ / "b" / "metrics.jsonl") << log.substr(0, log.find('\n') + 1);
-    fs::rename(dir_ / "b" / "checkpoints", dir_ / fmt::format("aside{}", sitting));
+    fs::rename(dir_ / "b" / "checkpoints", dir_ / ("aside" + std::to_string(sitting)));
     fs::create_directory(dir_ / "b" / "checkpoints");
     const Ended ended = linnet({"resume", at("b")});
     EXPECT_EQ(ended.code, 4) << ended.err;

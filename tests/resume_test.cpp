@@ -324,16 +324,19 @@ TEST(ResumeFolder, ARewindToTheEndOfAnEarlierSittingGoesOnAsOneWithMoreEpochs) {
         trainer.net().params().flat().master.data<float>()[1] = NAN;
     }
   } bad;
-  for (const bool phase : {false, true}) {
+  for (const char* phase : {"", "fresh", "carried"}) {
     TempDir folder;
     Config config = tiny_config("mlp");
     config.train.on_nonfinite = "rewind";
     config.train.epochs = 4;
     config.train.patience = 20;
     config.checkpoint.epochs = 0.67;  // every 2nd of 3 steps an epoch, also the last one of the 2nd epoch
-    if (phase) {                      // no weight moves before it: it is due behind the 2nd epoch
+    if (*phase) {                     // no weight moves before it: it is due behind the 2nd epoch
       config.optimizer.lr = 1e-12;
-      config.phases = {{.plateau = 1, .optimizer = {.lr = 0.05}}};
+      config.optimizer.name = "nag";
+      config.optimizer.form = "inside";  // what it keeps has the learning rate in it
+      config.phases = {{.plateau = 1, .state = phase, .optimizer = config.optimizer}};
+      config.phases[0].optimizer.lr = 0.05;
     }
     run_in_folder(config, folder / "straight", -1, false, &bad);
     Config shorter = config;
@@ -344,9 +347,42 @@ TEST(ResumeFolder, ARewindToTheEndOfAnEarlierSittingGoesOnAsOneWithMoreEpochs) {
     for (const char* file : {"metrics.jsonl", "model.safetensors"})
       EXPECT_EQ(content(folder / "resumed" / file), content(folder / "straight" / file)) << file << " " << phase;
     const std::string log = content(folder / "straight" / "metrics.jsonl");
-    EXPECT_EQ(log.find(R"("lr":0.025)") != log.npos, phase) << log;  // half of the phase's
+    EXPECT_EQ(log.find(R"("lr":0.025)") != log.npos, true) << log;  // half of the phase's, or of the whole run's
+    EXPECT_EQ(log.find(R"("lr":1e-12)") != log.npos, *phase != 0) << log;
     EXPECT_FALSE(std::filesystem::exists(folder / "resumed" / "checkpoints" / "00000008.bad-state"));
   }
+}
+
+// With the running statistics of the last weights, too, to which a step that is left out goes back.
+TEST(ResumeSkipped, BehindTheEndOfAnEarlierSitting) {
+  Config config = tiny_config("convnet");
+  config.train.epochs = 4;
+  config.train.patience = 20;
+  config.train.on_nonfinite = "skip";
+  config.optimizer.lr = 0.5;
+  const auto run = [](TinyRun& at) {  // step 7 is a bad one
+    float& weight = at.trainer.net().params().flat().master.data<float>()[1];
+    float good = 0;
+    EXPECT_EQ(at.run([&] {
+      if (at.trainer.global_step() == 6 && at.trainer.progress().in_epoch == 0) good = std::exchange(weight, NAN);
+      if (at.trainer.global_step() == 7) weight = good;
+      return false;
+    }),
+              Outcome::done);
+  };
+  TinyRun straight(config, 1);
+  run(straight);
+  Config shorter = config;
+  shorter.train.epochs = 2;
+  TinyRun first(shorter, 1);
+  Recorder recorder(first);
+  ASSERT_EQ(first.trainer.run({&first, &recorder}), Outcome::done);
+  ASSERT_EQ(first.trainer.progress().stop_watch.epoch, 1) << "the best epoch is not the last one";
+  TinyRun resumed(config, 1);
+  put(resumed.trainer, recorder.states.back());
+  run(resumed);
+  EXPECT_EQ(resumed.trainer.state_hash(), straight.trainer.state_hash());
+  EXPECT_EQ(resumed.trainer.last_result().skipped, 1);
 }
 
 // Where nothing was saved before it failed, nothing would be lost by starting over.

@@ -7,6 +7,7 @@
 #include "console.h"
 #include "linnet/text.h"
 #include "src/core/file.h"
+#include "src/core/json.h"
 #include "src/report/run_record.h"
 
 namespace linnet {
@@ -25,7 +26,7 @@ Images training_images(const RunRecord& run, std::string& note) {
   try {
     Config config = run.config;
     RunData data = load_run_data(config);
-    if (run.env.value(Json::json_pointer("/data/train/xxh3"), "") == digest(data.train)) return std::move(data.train);
+    if (text_at(run.env, "/data/train/xxh3") == digest(data.train)) return std::move(data.train);
     note = "no pictures: the training images are not those that the run saw";
   } catch (const Error& e) {
     note = fmt::format("no pictures: {}", e.what());
@@ -47,7 +48,7 @@ int autopsy(const Options& o) {
             .bad = parse_bad_step(read_file(dir / "nonfinite.json", kMaxJsonBytes, Exit::checkpoint),
                                   (dir / "nonfinite.json").string())};
   a.suggestion = suggest(a.bad, run.config);
-  const std::string config = (dir / "config.toml").string();
+  const std::string config = shell_word((dir / "config.toml").string());
   a.command = a.suggestion.setting.empty() ? "linnet check " + config
                                            : fmt::format("linnet train {} --set {}", config, a.suggestion.setting);
   std::string note;

@@ -236,7 +236,7 @@ Json describe_batches(const std::vector<Group>& groups) {
   std::set<int64_t> sizes;
   for (const Group& group : groups) {
     const RunRecord& run = group.runs[0];
-    const Json n_train = run.env.value(Json::json_pointer("/data/train/images"), Json());
+    const Json n_train = value_at(run.env, "/data/train/images");
     if (!n_train.is_number_integer()) continue;
     const auto train = n_train.get<int64_t>();
     const int64_t accumulate = run.config.train.accumulate;
@@ -404,7 +404,7 @@ std::string in_words(const std::string& a, const std::string& b, const PairedTes
 
 // The hash of the test images; empty: the run does not say.
 std::string tested_on(const RunRecord& run) {
-  const Json hash = run.env.value(Json::json_pointer("/data/test/xxh3"), Json());
+  const Json hash = value_at(run.env, "/data/test/xxh3");
   return hash.is_string() ? hash.get<std::string>() : "";
 }
 
@@ -488,7 +488,7 @@ double test_images(const std::vector<Group>& groups) {
   std::set<int64_t> counts;
   for (const Group& group : groups)
     for (const RunRecord& run : group.runs) {
-      const Json n = run.env.value(Json::json_pointer("/data/test/images"), Json());
+      const Json n = value_at(run.env, "/data/test/images");
       if (n.is_number_integer()) counts.insert(n.get<int64_t>());
     }
   return counts.size() == 1 && *counts.begin() > 0 ? double(*counts.begin()) : kNone;

@@ -107,7 +107,8 @@ Json examine(const std::vector<Group>& groups, std::vector<std::string>& notes) 
                           {"sure", std::round(m.sure * 1e4) / 1e4},
                           {"wrong", m.wrong}});
     }
-    const Json names = first->env.value(Json::json_pointer("/data/class_names"), Json(images.class_names));
+    Json names = value_at(first->env, "/data/class_names");
+    if (names.is_null()) names = images.class_names;
     all["groups"].push_back(
         {{"n", runs.size()}, {"classes", names}, {"confusion", confusion(runs)}, {"mistakes", mistakes}});
   }

@@ -85,10 +85,16 @@ RunRecord read_run(const fs::path& dir) {
   return run;
 }
 
+Json value_at(const Json& env, const std::string& place) {
+  const Json::json_pointer at(place);
+  return env.contains(at) ? env.at(at) : Json();
+}
+
 std::map<std::string, std::string> environment_of(const RunRecord& run) {
   std::map<std::string, std::string> all;
   nlohmann::json env = run.env;  // a lookup in an ordered_json compares all keys
   env.erase("earlier");
+  env.erase("weights");  // where a fork comes from is no part of its environment
   const nlohmann::json flat = env.flatten();
   for (const auto& [key, value] : flat.items())
     if (key.size() > 1 && key != "/started")

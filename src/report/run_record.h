@@ -36,8 +36,11 @@ RunRecord read_run_log(const std::filesystem::path& dir);
 // And the predictions and the calibration, for which the weights are read.
 RunRecord read_run(const std::filesystem::path& dir);
 
-// What env.json holds, as "data/train/xxh3" -> "...", without the time at which the run started and
-// the sittings before the last.
+// The value at `place` (a JSON pointer) of a file that anyone may have changed; null where there is none.
+Json value_at(const Json&, const std::string& place);
+
+// What env.json holds, as "data/train/xxh3" -> "...", without the time at which the run started, the
+// sittings before the last, and the weights of a fork.
 std::map<std::string, std::string> environment_of(const RunRecord&);
 
 // The config's keys that make results what they are, with their values: all but the seed and those that may change in

@@ -26,8 +26,8 @@ const std::string kManifest = "MANIFEST.json", kState = "state.json", kTensors =
 constexpr int kSound = 2;      // so many verified checkpoints always stay
 constexpr int kListings = 10;  // of a folder that changes while it is read
 
-constexpr std::string_view kUnfinished = ".tmp-";  // begins the name of a save on its way
-const std::string kReplaced = ".old-";             // and that of one whose step is saved again
+const std::string kUnfinished = ".tmp-";  // begins the name of a save on its way
+const std::string kReplaced = ".old-";    // and that of one whose step is saved again
 
 // The step of a checkpoint's folder name; nullopt: the name is not one that checkpoint_name() gives.
 std::optional<int64_t> step_of(const std::string& name) {
@@ -250,12 +250,21 @@ void check_contents(const Checkpoint& c) {
   }
 }
 
+// When each was saved: a step that is saved again is another checkpoint.
+std::vector<std::pair<int64_t, fs::file_time_type>> times_of(const fs::path& folder,
+                                                             const std::vector<int64_t>& steps) {
+  std::vector<std::pair<int64_t, fs::file_time_type>> all;
+  std::error_code gone;
+  for (const int64_t step : steps) all.emplace_back(step, fs::last_write_time(folder / checkpoint_name(step), gone));
+  return all;
+}
+
 }  // namespace
 
 bool has_checkpoints(const fs::path& path) try {
   return !steps_in(Folder(path, Exit::checkpoint)).empty();
-} catch (const FileError& error) {
-  return error.code != ENOENT;
+} catch (const FileError&) {
+  return true;
 }
 
 std::optional<Checkpoint> load_latest_checkpoint(const fs::path& path, std::vector<Rejected>& rejected,
@@ -270,14 +279,15 @@ std::optional<Checkpoint> load_latest_checkpoint(const fs::path& path, std::vect
   // The run may be training, and its old checkpoints go while they are read: then there are newer ones.
   const std::vector<Rejected> before = rejected;
   for (int tries = 1;; ++tries) {
-    const std::vector<int64_t> steps = steps_in(*folder);
-    const auto changed = [&] { return tries < kListings && steps_in(*folder) != steps; };
+    const auto steps = steps_in(*folder);
+    const auto times = times_of(path, steps);
+    const auto changed = [&] { return tries < kListings && times_of(path, steps_in(*folder)) != times; };
     std::vector<Refusal> refusals;
     rejected = before;
     try {
       auto loaded = find_latest(*folder, steps, rejected, refusals, use, kNewest);
       if (loaded && (refusals.empty() || !changed())) return std::move(loaded->checkpoint);
-      if (!loaded) return {};
+      if (!loaded && !changed()) return {};
     } catch (const Error&) {
       if (!changed()) throw;
     }
@@ -368,10 +378,15 @@ void CheckpointStore::publish(const Checkpoint& c, Manifest& m) {
     if (!folder_->has(name)) {
       folder_->rename(temporary, name);
     } else if (!folder_->exchange(temporary, name)) {  // in two steps: after a kill in between, put_back()
+      folder_->remove(kReplaced + name);               // of a try that failed behind both
       folder_->rename(name, kReplaced + name);
       folder_->rename(temporary, name);
     }
     folder_->sync();
+    if (folder_->has(kReplaced + name)) {
+      folder_->remove(kUnfinished + name);
+      folder_->rename(kReplaced + name, kUnfinished + name);  // for sweep()
+    }
   } catch (...) {
     try {
       put_back();

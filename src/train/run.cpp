@@ -160,6 +160,8 @@ void Log::sync() {
 
 namespace {
 
+constexpr size_t kMostOrigin = 500;  // bytes of what a fork's env.json says that it began from
+
 // A file that tells about a run, which goes on as well without it.
 Json read_told(const fs::path& file) {
   try {
@@ -322,7 +324,7 @@ RunFolder::RunFolder(const fs::path& dir, const Config& config, Backend& backend
   if (!before.is_object()) return;
   Json env = Json::parse(env_);
   if (const std::string weights = text_at(before, "/weights"); !weights.empty()) {
-    env["weights"] = escaped(weights);
+    if (weights.size() < 2 * kMostOrigin) env["weights"] = weights;
     was_saved_ = true;  // begin() came behind a checkpoint of them
   }
   env["earlier"] = earlier_sittings(before, env);
@@ -357,7 +359,7 @@ void RunFolder::open(const Config& config, Backend& backend, const RunData& data
 void RunFolder::begin(const std::string& weights) {
   if (!weights.empty()) {
     Json env = Json::parse(env_);
-    env["weights"] = escaped(weights);
+    env["weights"] = escaped(weights, kMostOrigin);
     env_ = env.dump(2) + "\n";
   }
   remove_left_overs(dir_);
@@ -527,9 +529,17 @@ void RunFolder::fail_run(const std::string& status, const std::string& reason, T
     } catch (const std::exception&) {
     }
   };
-  // Before its first checkpoint a run starts over: weights beside it would say that it had one.
-  const bool starts_over = trainer && trainer->config().checkpoint.epochs > 0 && !has_checkpoints(dir_ / "checkpoints");
-  if (trainer && !starts_over) attempt([&] { save(*trainer); });
+  // Before its first checkpoint a run starts over: weights beside it would say that it had one. Behind two of them that
+  // were due, or once it was resumed from one, they are gone, and its weights are what is left.
+  const auto starts_over = [&] {
+    const double due = trainer->config().checkpoint.epochs * double(trainer->steps_per_epoch());
+    return due > 0 && double(trainer->global_step()) <= 2 * due && !was_saved_ &&
+           !has_checkpoints(dir_ / "checkpoints");
+  };
+  if (trainer)
+    attempt([&] {
+      if (!starts_over()) save(*trainer);
+    });
   if (bad)
     attempt([&] {
       Json json = {{"step", bad->step},     {"epoch", bad->epoch},     {"loss", number_or_name(bad->loss)},

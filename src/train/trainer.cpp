@@ -410,11 +410,11 @@ bool Trainer::rewind(const std::vector<Observer*>& observers, const BadStep& bad
   bool done = false;
   for (Observer* o : observers) done = done || o->on_rewind(*this, newest);
   if (!done) return false;
+  continue_epochs();  // with the learning rate of then
   at_.rewinds = failed.rewinds + 1;
   at_.rewound_from = std::max(failed.rewound_from, bad.step);
   at_.rewound_to = failed.rewound_to;
   at_.rewound_to.push_back(at_.step);
-  continue_epochs();
   return true;
 }
 
@@ -623,7 +623,10 @@ bool Trainer::end_with_best() {
 
 void Trainer::continue_epochs() {
   if (at_.step == 0 || at_.in_epoch != 0 || at_.epoch >= config_.train.epochs || at_.stopped) return;
-  if (at_.best_in_use) exchange_best();
+  if (at_.best_in_use) {
+    exchange_best();
+    updater_.restored(int(at_.phase), at_.update_start);  // a skipped step goes back to these buffers
+  }
   begin_next_epoch();
 }
 
