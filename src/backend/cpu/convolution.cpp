@@ -1,11 +1,13 @@
 #include "convolution.h"
 
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
 #include <dnnl.hpp>
 #include <map>
+#include <new>
 #include <string_view>
 #include <tuple>
 
@@ -66,6 +68,15 @@ struct Buffer {
 void one_openmp_thread() {
   thread_local const bool done = (omp_set_num_threads(1), true);
   (void)done;
+}
+
+// oneDNN 2.6 does not look whether it got memory as it makes a primitive, and ends the process by a signal where it got
+// none. It takes less than this.
+void require_room() {
+  constexpr size_t kRoom = 32 << 20;
+  void* const room = ::mmap(nullptr, kRoom, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) throw std::bad_alloc();
+  ::munmap(room, kRoom);
 }
 
 // Padding on the far side, such that the window's last position is the output's last. May not be negative.
@@ -138,6 +149,7 @@ struct Convolutions::Impl {
   const Plan& plan(const Geometry& g) {
     one_openmp_thread();
     if (const auto found = plans.find(g); found != plans.end()) return found->second;
+    require_room();
     try {
       return plans.emplace(g, make_plan(g, engine)).first->second;
     } catch (const dnnl::error& e) {
